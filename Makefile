@@ -1,0 +1,61 @@
+# `make` lists the targets. Each sets up .venv first, if that has not been done: a few minutes, once.
+#
+# On Linux, pip's usual torch is the CUDA build, several GB. Without a GPU, download the CPU wheel of the torch version
+# in requirements.lock (PyTorch's installation page says where) and show pip its folder:
+#   PIP_FIND_LINKS=~/Downloads make test
+
+PYTHON ?= python3.11
+ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# 3.11.5: what requirements.lock needs (soupsieve).
+IS_3_11 := import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 12))
+
+.PHONY: help run test lab bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+
+run: $(INSTALLED)  ## the whole procedure on synthetic scans, into out/synthetic; options in ARGS="--seed 2 ..."
+	$(BIN)/pointseg table1 --out out/synthetic $(ARGS)
+
+test: $(INSTALLED)  ## ruff, the tests, and every notebook from top to bottom
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -q --durations=5 tests
+ifneq ($(wildcard notebooks/*.ipynb),)
+	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --durations=5 notebooks
+else
+	@echo "no notebooks to run"
+endif
+
+lab: $(INSTALLED)  ## JupyterLab, opened in notebooks/
+	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+bench: $(INSTALLED)  ## the benchmarks, tests/bench_*.py
+	@for script in tests/bench_*.py; do \
+	  test -e "$$script" || { echo "no benchmarks (tests/bench_*.py) to run"; break; }; \
+	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
+	done
+
+clean:  ## remove out/ and all caches; .venv stays
+	rm -rf out build *.egg-info .pytest_cache .ruff_cache
+	find . \( -name .venv -o -name .git \) -prune -o \
+	  -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+# The stamp is written last, so an installation that was broken off is taken up again. It holds this folder's path:
+# in a moved or copied folder .venv would go on using the code of the old one.
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif
+$(INSTALLED): requirements.lock pyproject.toml
+	@rm -f $@
+	@{ $(BIN)/python -c '$(IS_3_11)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || { \
+	  $(PYTHON) -c '$(IS_3_11)' 2>/dev/null || { \
+	    echo "pointseg needs Python 3.11 (3.11.5 or later), which '$(PYTHON)' is not;" \
+	      "if you have it: make PYTHON=/path/to/it" >&2; \
+	    exit 1; }; \
+	  echo "creating .venv"; $(PYTHON) -m venv --clear .venv; }
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "$(CURDIR)" > $@

@@ -1,0 +1,1 @@
+"""Lumbar vertebrae from point labels, step by step."""

@@ -1,0 +1,5 @@
+import sys
+
+from pointseg.cli import main
+
+sys.exit(main())

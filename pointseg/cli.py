@@ -1,0 +1,161 @@
+"""The command line: pointseg table1, train, evaluate, segment."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pointseg.volume import CLASSES, ScanError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.   -> exit status: 0 done, 1 bad input (one line on stderr says what), 2 bad usage, 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ScanError as error:
+        print(f"pointseg {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"pointseg {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("pointseg", description="Segment the lumbar vertebrae L1..L5 in CT and MR, taught by "
+                                  "points instead of full masks.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, function, summary: str, description: str = "") -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=summary, description=description or summary,
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        p.set_defaults(run=function)
+        return p
+
+    p = command("table1", table1, "the whole procedure: points, weak models, pseudo masks, result, reference",
+                "Run the whole procedure and print the thesis's Table 1 beside its own. Without --data it runs on "
+                "synthetic scans, which it writes to OUT/scans. OUT gets table1.json, figures and the five models.")
+    data_options(p, required=False)
+    training_options(p)
+    p.add_argument("--scans", type=at_least(3), default=30, help="number of synthetic scans, without --data")
+    p.add_argument("--out", type=Path, default=Path("out/table1"), help="folder for everything that is written")
+
+    p = command("train", train, "train one model along one axis", "Train one model along one axis on the training "
+                "cases of a dataset folder, from points drawn from the masks or from the masks themselves.")
+    data_options(p)
+    p.add_argument("--axis", choices=("transverse", "coronal", "sagittal"), default="sagittal",
+                   help="cut the scans along this axis; transverse models know 2 classes, the others 6")
+    p.add_argument("--labels", choices=("points", "masks"), default="points", help="what the model learns from")
+    training_options(p)
+    p.add_argument("-o", "--output", type=Path, default=Path("out/model.pt"), help="the model to write")
+
+    p = command("evaluate", evaluate, "score a saved model on a dataset folder", "Score a saved model on the cases of "
+                "a dataset folder: Dice_wi in the scans' own geometry and on the prepared grid, per class, source, case.")
+    p.add_argument("model", type=Path, metavar="MODEL", help="a model that table1 or train wrote")
+    data_options(p)
+    p.add_argument("--split", choices=("all", "test"), default="all",
+                   help="all cases, or those that the model's own split kept for testing")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the scores to this file as well")
+
+    p = command("segment", segment, "segment one scan",
+                "Segment one scan (NIfTI, MHA, NRRD, or a folder with one DICOM series). The mask has the scan's own "
+                "geometry and the values 0 background, 1..5 = L1..L5; a picture of it is written beside it.")
+    p.add_argument("scan", type=Path, metavar="SCAN", help="the scan: a file or a DICOM folder")
+    p.add_argument("--model", type=Path, required=True, help="a model that table1 or train wrote")
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="MASK", help="mask to write: .nii.gz, .mha, .nrrd")
+    p.add_argument("--modality", choices=("CT", "MR"), default="", help="told by the intensities where not given")
+    return top
+
+
+def data_options(p: argparse.ArgumentParser, required: bool = True) -> None:
+    p.add_argument("--data", type=Path, metavar="DIR", required=required,
+                   help="dataset folder: a manifest.csv beside scans and masks")
+    p.add_argument("--source", nargs="+", default=[], metavar="NAME", help="only these sources of the manifest")
+
+
+def training_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--profile", choices=("classroom", "thesis"), default="classroom",
+                   help="classroom: two CPU cores, minutes; thesis: a CUDA GPU, hours")
+    p.add_argument("--terms", default="PCES", help="loss terms of the models that learn from points: P point, "
+                   "C consistency, E extent, S separation")
+    p.add_argument("--seed", type=int, default=0, help="for the split, the points, the first weights and the order")
+
+
+def at_least(least: int):
+    def parse(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value} is fewer than {least}")
+        return value
+    parse.__name__ = "number"
+    return parse
+
+
+# torch and numba take seconds to load: the modules that need them are imported by the command that runs.
+
+
+def table1(options: argparse.Namespace) -> None:
+    from pointseg.datasets import read_manifest
+    from pointseg.phantom import write_phantoms
+    from pointseg.procedure import run, write_table
+    from pointseg.profiles import PROFILES
+
+    folder = options.data
+    if folder is None:
+        if options.source:
+            raise ScanError("--source names sources of a dataset folder; give --data as well")
+        folder = write_phantoms(options.out / "scans", options.scans, options.seed)
+    cases = read_manifest(folder, options.source)
+    name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in cases}))
+    table = run(cases, PROFILES[options.profile], options.seed, options.terms, name)
+    write_table(table, options.out)
+    print(f"\n{table}\n\nwritten to {options.out}: table1.json, {', '.join(f'{m}.pt' for m in table.models)}, "
+          "stages.png, curves.png, per_class.png, confusion.png")
+
+
+def train(options: argparse.Namespace) -> None:
+    from pointseg.datasets import read_manifest
+    from pointseg.model import save_model
+    from pointseg.procedure import train_one
+    from pointseg.profiles import PROFILES
+
+    cases = read_manifest(options.data, options.source)
+    model, history = train_one(cases, options.axis, options.labels == "points", PROFILES[options.profile], options.seed,
+                               options.terms)
+    save_model(options.output, model)
+    print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
+          f"written to {options.output}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from pointseg.datasets import read_manifest
+    from pointseg.evaluate import cases_of_split, evaluate_model
+    from pointseg.model import load_model
+    from pointseg.procedure import write_json
+
+    model = load_model(options.model)
+    cases = read_manifest(options.data, options.source)
+    if options.split == "test":
+        cases = cases_of_split(cases, model, "test")
+    result = evaluate_model(model, cases)
+    print(result)
+    if options.json:
+        write_json(options.json, result.as_dict())
+
+
+def segment(options: argparse.Namespace) -> None:
+    from pointseg import plot
+    from pointseg.kernels import resample_argmax
+    from pointseg.model import load_model
+    from pointseg.volume import read_volume, write_mask
+
+    model = load_model(options.model)
+    volume = read_volume(options.scan, modality=options.modality)
+    labels = resample_argmax(model.probabilities(model.prepare(volume)), volume.image.shape)
+    picture = options.output.with_name(options.output.name.split(".")[0] + ".png")
+    write_mask(options.output, labels, volume.geometry)
+    plot.save(plot.three_planes(volume.image, labels, volume.spacing_mm, title=volume.name), picture)
+    voxel_ml = volume.spacing_mm[0] * volume.spacing_mm[1] * volume.spacing_mm[2] / 1000
+    names = CLASSES if model.num_classes > 2 else ("background", "vertebra")
+    for k, name in enumerate(names[1:], start=1):
+        print(f"{name:<9}{(labels == k).sum() * voxel_ml:8.1f} ml")
+    print(f"written to {options.output} and {picture}")

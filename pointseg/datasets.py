@@ -1,0 +1,161 @@
+"""Dataset folders: a manifest.csv beside NIfTI files, and the split of its cases by patient."""
+
+import csv
+import os
+import random
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pointseg.volume import ScanError, Volume, read_volume
+
+MANIFEST = "manifest.csv"
+COLUMNS = ("source", "case", "patient", "modality", "image", "mask", "mask_extent", "levels", "flaw")
+REQUIRED = ("source", "case", "patient", "image", "mask")
+SIXTHS = (4, 1, 1)  # of the patients, for training, test, validation: the order in which a tie is settled
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the manifest: a scan and its mask."""
+
+    source: str
+    case: str
+    patient: str
+    modality: str
+    image: Path
+    mask: Path
+    mask_extent: str = ""
+    levels: tuple[str, ...] = ()
+    flaw: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}/{self.case}"
+
+    def read(self) -> Volume:
+        """The scan and its mask, which must show a lumbar vertebra: without one there is nothing to learn or score."""
+        volume = read_volume(self.image, self.mask, name=self.name, modality=self.modality)
+        if not volume.mask.any():
+            raise ScanError(f"{self.mask}: found no voxel of L1..L5, expected at least one; "
+                            f"check the file, or remove {self.name} from the {MANIFEST}")
+        return volume
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cases of disjoint sets of patients."""
+
+    train: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+
+def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]:
+    """The cases of a dataset folder in manifest order; `sources` keeps only these."""
+    manifest = Path(folder) / MANIFEST
+    if not manifest.is_file():
+        found = "no such folder" if not Path(folder).is_dir() else f"no {MANIFEST} in this folder"
+        raise ScanError(f"{folder}: {found}, expected a dataset folder; check the path or run `pointseg import`")
+    try:
+        with open(manifest, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark
+            reader = csv.DictReader(file)
+            columns = tuple(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ScanError(f"{manifest}: cannot be read ({error}), expected UTF-8 text; save it as CSV again") from None
+    if missing := [c for c in REQUIRED if c not in columns]:
+        raise ScanError(f"{manifest}: found columns {', '.join(columns) or 'none'}, missing {', '.join(missing)}; "
+                        "add them to the first line")
+    cases = [_case(manifest, line, row) for line, row in rows]
+    if not cases:
+        raise ScanError(f"{manifest}: found no case, expected one a line; add some")
+    _refuse_duplicates(manifest, cases)
+    known = sorted({c.source for c in cases})
+    if unknown := sorted(set(sources) - set(known)):
+        raise ScanError(f"{manifest}: found no source {', '.join(unknown)}, expected one of {', '.join(known)}; "
+                        "choose among these")
+    chosen = [c for c in cases if not sources or c.source in sources]
+    for case in chosen:
+        for path in (case.image, case.mask):
+            if not path.exists():
+                raise ScanError(f"{path}: no such file, but {MANIFEST} names it for {case.name}; "
+                                "restore the file or remove the line")
+    return chosen
+
+
+def write_manifest(folder: str | Path, cases: Iterable[Case]) -> None:
+    """Write manifest.csv with paths relative to the folder, atomically."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
+        part = Path(temporary) / MANIFEST
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for c in cases:
+                image, mask = (os.path.relpath(path, folder) for path in (c.image, c.mask))
+                if ".." in Path(image).parts + Path(mask).parts:
+                    raise ScanError(f"{c.name}: found {c.image} and {c.mask}, expected paths inside {folder}; "
+                                    "move the files there")
+                writer.writerow((c.source, c.case, c.patient, c.modality, Path(image).as_posix(), Path(mask).as_posix(),
+                                 c.mask_extent, " ".join(c.levels), c.flaw))
+        os.replace(part, folder / MANIFEST)
+
+
+def split_cases(cases: Sequence[Case], seed: int = 0) -> Split:
+    """Split 4/6, 1/6, 1/6 by patient, each source on its own.
+
+    Depends on the seed and the set of cases, not on their order, and a source's split not on the other sources, with
+    one exception: a part left empty in the end takes a patient from the largest.
+    """
+    patients = sorted({(c.source, c.patient) for c in cases})  # the same name in two sources is two people
+    if len(patients) < 3:
+        raise ScanError(f"found {len(patients)} patients, expected at least 3, one each for training, validation and "
+                        "test; add scans of other patients")
+    parts: list[list[tuple[str, str]]] = [[], [], []]
+    for source in sorted({source for source, _ in patients}):
+        rest = [p for p in patients if p[0] == source]
+        random.Random(f"{seed} {source}").shuffle(rest)  # seeded by text: alike on every machine, unlike hash()
+        for part, count in zip(parts, largest_remainder(len(rest), SIXTHS)):
+            part.extend(rest[:count])
+            del rest[:count]
+    for part in parts:
+        if not part:
+            part.append(max(parts, key=len).pop())
+    train, test, validation = (tuple(sorted((c for c in cases if (c.source, c.patient) in part), key=lambda c: c.name))
+                               for part in parts)
+    return Split(train, validation, test)
+
+
+def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole numbers that sum to `total` in proportion to the weights: the floors, then one more to each of the largest
+    remainders, ties to the first.  3 by (4, 1, 1) is 2, 1/2, 1/2, so [2, 1, 0]."""
+    counts = [total * w // sum(weights) for w in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: -(total * weights[i] % sum(weights)))
+    for i in by_remainder[:total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
+    get = {column: (row.get(column) or "").strip() for column in COLUMNS}
+    for column in REQUIRED:
+        if not get[column]:
+            raise ScanError(f"{manifest}, line {line}: {column} is empty, expected a value; fill it in")
+    for column in ("image", "mask"):
+        path = Path(get[column])
+        if path.is_absolute() or ".." in path.parts:
+            raise ScanError(f"{manifest}, line {line}: {column} is {path}, expected a path inside the folder; "
+                            "move the file there")
+    return Case(get["source"], get["case"], get["patient"], get["modality"], manifest.parent / get["image"],
+                manifest.parent / get["mask"], get["mask_extent"], tuple(get["levels"].split()), get["flaw"])
+
+
+def _refuse_duplicates(manifest: Path, cases: Sequence[Case]) -> None:
+    seen: set[str] = set()
+    for case in cases:
+        if case.name in seen:
+            raise ScanError(f"{manifest}: found {case.name} twice, expected each source and case once; remove one line")
+        seen.add(case.name)

@@ -1,0 +1,121 @@
+"""Scores on whole cases, in the scans' own geometry and on the prepared grid.   Thesis section 3.6."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from pointseg.datasets import Case
+from pointseg.kernels import confusion_matrix, resample_argmax
+from pointseg.metrics import absent_classes, per_class, weighted_dice
+from pointseg.model import Model
+from pointseg.preprocess import Prepared
+from pointseg.volume import BACKGROUND, CLASSES, ScanError, Volume
+
+VERTEBRA_CLASSES = ("background", "vertebra")
+
+
+@dataclass
+class Evaluation:
+    """Confusion matrices (K, K) of each case, in its own geometry and on the prepared grid."""
+
+    classes: tuple[str, ...]
+    own: dict[str, np.ndarray] = field(default_factory=dict)  # by case name, "source/case"
+    prepared: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Pooled over all cases, in their own geometry."""
+        return sum(self.own.values(), np.zeros((len(self.classes),) * 2, np.int64))
+
+    @property
+    def dice_wi(self) -> float:
+        return weighted_dice(self.confusion)
+
+    @property
+    def dice_wi_prepared(self) -> float:
+        return weighted_dice(sum(self.prepared.values(), np.zeros((len(self.classes),) * 2, np.int64)))
+
+    def per_source(self) -> dict[str, float]:
+        """Dice_wi of each source."""
+        pooled: dict[str, np.ndarray] = {}
+        for name, matrix in self.own.items():
+            source = name.split("/")[0]
+            pooled[source] = pooled.get(source, 0) + matrix
+        return {source: weighted_dice(matrix) for source, matrix in pooled.items()}
+
+    def __str__(self) -> str:
+        """The scores as text."""
+        scores = per_class(self.confusion)
+        lines = [f"Dice_wi {self.dice_wi:.3f} in the scans' own geometry, {self.dice_wi_prepared:.3f} on the prepared "
+                 f"grid, {len(self.own)} scans", "", f"{'':<12}{'precision':>10}{'recall':>10}{'Dice':>10}{'IoU':>10}"]
+        for k, name in enumerate(self.classes):
+            row = (scores.precision[k], scores.recall[k], scores.dice[k], scores.iou[k])
+            lines.append(f"{name:<12}" + "".join(f"{x:>10.3f}" for x in row))
+        if absent := absent_classes(self.confusion):
+            lines.append(f"left out of Dice_wi, since no scan shows it: {', '.join(self.classes[k] for k in absent)}")
+        lines += ["", *(f"{source:<24}{score:>8.3f}" for source, score in self.per_source().items())]
+        if len(self.own) > 1:
+            lines += ["", *(f"{name:<24}{weighted_dice(matrix):>8.3f}" for name, matrix in self.own.items())]
+        lines += ["", "confusion matrix, voxels (rows truth, columns prediction)",
+                  " " * 12 + "".join(f"{name:>12}" for name in self.classes)]
+        lines += [f"{name:<12}" + "".join(f"{n:>12}" for n in row)
+                  for name, row in zip(self.classes, self.confusion, strict=True)]
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict:
+        """What `pointseg evaluate --json` writes; an undefined score is None."""
+        scores = per_class(self.confusion)
+        return {
+            "dice_wi": number(self.dice_wi), "dice_wi_prepared": number(self.dice_wi_prepared),
+            "per_class": {name: {"precision": number(scores.precision[k]), "recall": number(scores.recall[k]),
+                                 "dice": number(scores.dice[k]), "iou": number(scores.iou[k]),
+                                 "voxels": int(scores.voxels[k])} for k, name in enumerate(self.classes)},
+            "absent_classes": [self.classes[k] for k in absent_classes(self.confusion)],
+            "per_source": {name: number(score) for name, score in self.per_source().items()},
+            "per_case": {name: number(weighted_dice(matrix)) for name, matrix in self.own.items()},
+            "confusion": self.confusion.tolist(), "cases": list(self.own)}
+
+
+def number(x: float) -> float | None:
+    """A float that JSON can hold: nan, an undefined score, becomes None."""
+    return float(x) if np.isfinite(x) else None
+
+
+def evaluate(scores_of: Callable[[Prepared], np.ndarray], prepare: Callable[[Volume], Prepared], cases: Iterable[Case],
+             num_classes: int) -> Evaluation:
+    """Compare class scores (K, z, y, x) on the prepared grid with the masks of the cases, read one at a time.
+
+    For two classes L1..L5 count as one.  Scores are resampled to the scan's own grid, then the highest wins.
+    """
+    result = Evaluation(CLASSES if num_classes > 2 else VERTEBRA_CLASSES)
+    for case in cases:
+        volume = case.read()
+        scan = prepare(volume)
+        scores = scores_of(scan)
+        for matrices, truth in ((result.own, volume.mask), (result.prepared, scan.mask)):
+            truth = truth if num_classes > 2 else (truth != BACKGROUND).astype(np.uint8)
+            matrices[case.name] = confusion_matrix(truth, resample_argmax(scores, truth.shape), num_classes)
+    return result
+
+
+def evaluate_model(model: Model, cases: Iterable[Case]) -> Evaluation:
+    """Score a model on cases."""
+    return evaluate(model.probabilities, model.prepare, tqdm(cases, "scoring", unit="scan", leave=False),
+                    model.num_classes)
+
+
+def cases_of_split(cases: Iterable[Case], model: Model, part: str) -> list[Case]:
+    """The cases that the model's own split kept for `part`; an error where the folder has none of them."""
+    chosen = [c for c in cases if c.name in set(model.split[part])]
+    if not chosen:
+        kept = ", ".join(model.split[part]) or "none"
+        raise ScanError(f"found none of the model's {part} cases ({kept}) in this folder; "
+                        "expected the folder it was trained on, or --split all for scans it has never seen")
+    return chosen
+
+
+def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(z, y, x) uint8 -> (K, z, y, x) float32, so that hard labels resample like probabilities."""
+    return (labels == np.arange(num_classes, dtype=np.uint8)[:, None, None, None]).astype(np.float32)

@@ -1,0 +1,247 @@
+"""Pictures of scans, labels and scores, in one colour scheme.
+
+Matplotlib's objects without pyplot: nothing global is touched, and every function returns its Figure.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from pointseg.slices import AXES
+from pointseg.train import History
+from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, ScanError
+
+# Okabe and Ito (2008).  In this order neighbouring vertebrae differ most, whichever kind of cone cell is missing.
+COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#F0E442", "#009E73")  # L1..L5
+VERTEBRA_COLOUR = "#CC79A7"  # any vertebra, where a model does not tell the level
+MODEL_COLOURS = ("#004488", "#BB5566", "#997700", "#6699CC", "#000000")  # curves: none of the vertebrae's colours
+DPI, WIDTH_INCH = 120, 1600 / 120
+POINT_SLICES = 2  # points on so many slices to either side are shown too: a single slice has few
+MARGIN_MM = 25.0  # shown around the labels in `stages`
+WINDOW_MM, WINDOW_PERCENTILES = 60.0, (0.5, 99.5)  # grey values are spread over what lies around the labels
+SIDES = {"transverse": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # left, right, top and bottom of a plane
+
+
+class Figure(matplotlib.figure.Figure):
+    """Matplotlib's figure, shown by a notebook without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=DPI)
+        return buffer.getvalue()
+
+
+def save(figure: matplotlib.figure.Figure, path: str | Path) -> None:
+    """Write a PNG file, whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(part, format="png", dpi=DPI)
+        os.replace(part, path)
+    except OSError as error:
+        raise ScanError(f"{path}: cannot be written ({error}); check the folder, its permissions and the disk") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def overlay(ax: Axes, image: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float], opacity: float = 0.45,
+            outline: bool = True, binary: bool = False, window: tuple[float, float] | None = None) -> None:
+    """One plane: image (H, W) in grey, labels (H, W) uint8 0..5 in colour; background and unlabelled are transparent.
+
+    spacing_mm (row, column) sets the aspect.  binary: every label means "vertebra".  window: the grey values of black
+    and white, by default the plane's lowest and highest.
+    """
+    low, high = window or (image.min(), image.max())
+    ax.imshow(image, "gray", vmin=low, vmax=high, aspect=spacing_mm[0] / spacing_mm[1], interpolation="bilinear")
+    colours = np.zeros((256, 4))  # by label: red, green, blue, opacity
+    for k in range(1, len(CLASSES)):
+        colours[k] = *to_rgb(VERTEBRA_COLOUR if binary else COLOURS[k - 1]), opacity
+    ax.imshow(colours[labels], aspect=spacing_mm[0] / spacing_mm[1], interpolation="nearest")
+    for k in np.unique(labels[_foreground(labels)]) if outline else ():
+        inside = np.pad(labels == k, 1)  # so that the line closes at the plane's edge
+        rows, columns = np.arange(-1, labels.shape[0] + 1), np.arange(-1, labels.shape[1] + 1)
+        ax.contour(columns, rows, inside, [0.5], colors=[colours[k, :3]], linewidths=1)
+    ax.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def three_planes(volume_image: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float],
+                 title: str = "") -> Figure:
+    """Transverse, coronal and sagittal plane through the labels' centre of mass, all in one scale.
+
+    volume_image (z, y, x) CT or MR, labels (z, y, x) uint8 0..5; without labels through the centre of the image.
+    """
+    z_mm, y_mm, x_mm = np.array(labels.shape) * spacing_mm
+    inch_per_mm = min(WIDTH_INCH / (2 * x_mm + y_mm), 7 / max(z_mm, y_mm))
+    figure = Figure((max(6, (2 * x_mm + y_mm) * inch_per_mm), max(z_mm, y_mm) * inch_per_mm + 1), layout="compressed")
+    centre = _centre(labels)
+    window = _window(volume_image, centre, spacing_mm)
+    for ax, (name, axis) in zip(figure.subplots(1, 3, width_ratios=(x_mm, x_mm, y_mm)), AXES.items(), strict=True):
+        overlay(ax, volume_image.take(centre[axis], axis), labels.take(centre[axis], axis),
+                np.delete(spacing_mm, axis), window=window)
+        ax.set_title(name)
+        for side, x, y in zip(SIDES[name], (0.02, 0.98, 0.5, 0.5), (0.5, 0.5, 0.98, 0.02), strict=True):
+            ax.text(x, y, side, color="white", transform=ax.transAxes, ha={0.02: "left", 0.98: "right"}.get(x, "center"),
+                    va={0.02: "bottom", 0.98: "top"}.get(y, "center"))
+    figure.suptitle(title)
+    _legend(figure)
+    return figure
+
+
+def stages(image: np.ndarray, predictions: dict[str, np.ndarray], spacing_mm: tuple[float, float, float],
+           title: str = "", binary: Sequence[str] = ("transverse",)) -> Figure:
+    """The procedure on one scan: a column for the image and each of its label volumes, a row for each plane.
+
+    All (z, y, x).  The planes meet in the centre of the last entry's labels, and end MARGIN_MM outside them.  Labels
+    that are mostly UNLABELLED are shown as points; those named in `binary` hold 1 for any vertebra.
+    """
+    last = list(predictions.values())[-1]
+    box = _box(last, spacing_mm)
+    centre = _centre(last[box])
+    window = _window(image[box], centre, spacing_mm)
+    extent_mm = np.array(last[box].shape) * spacing_mm
+    z_mm, y_mm, x_mm = extent_mm
+    count = 1 + len(predictions)
+    inch_per_mm = min(WIDTH_INCH / count, 3) / max(y_mm, x_mm)
+    figure = Figure((max(6, count * max(y_mm, x_mm) * inch_per_mm), (2 * z_mm + y_mm) * inch_per_mm + 1.2),
+                    layout="compressed")
+    grid = figure.subplots(3, count, squeeze=False, height_ratios=(z_mm, z_mm, y_mm))
+    empty = np.zeros_like(last)
+    for column, (name, labels) in enumerate({"image": empty, **predictions}.items()):
+        sparse = np.mean(labels == UNLABELLED) > 0.5
+        grid[0, column].set_title(name.replace("_", " "), fontsize=11)
+        for ax, plane in zip(grid[:, column], ("sagittal", "coronal", "transverse"), strict=True):
+            axis, at = AXES[plane], centre[AXES[plane]]
+            overlay(ax, image[box].take(at, axis), (empty if sparse else labels)[box].take(at, axis),
+                    np.delete(spacing_mm, axis), binary=name in binary, window=window)
+            if sparse:
+                _points(ax, labels[box], axis, at)
+            if column == 0:
+                ax.set_ylabel(plane, fontsize=11)
+    figure.suptitle(title)
+    _legend(figure, vertebra=any(name in binary for name in predictions),
+            points=any(np.mean(labels == UNLABELLED) > 0.5 for labels in predictions.values()))
+    return figure
+
+
+def curves(histories: dict[str, History]) -> Figure:
+    """Training loss and validation score of each model against the step."""
+    figure = Figure((WIDTH_INCH * 0.9, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    lowest = np.inf
+    for i, (name, history) in enumerate(histories.items()):
+        colour, style = MODEL_COLOURS[i % len(MODEL_COLOURS)], ("-", "--")[i // len(MODEL_COLOURS) % 2]
+        steps = np.array([r.step for r in history.rounds])
+        rates = np.array([r.learning_rate for r in history.rounds])
+        drops = np.flatnonzero(rates[1:] < rates[:-1])  # the last round with the higher rate
+        for ax, values in ((left, np.array([r.losses["total"] for r in history.rounds])),
+                           (right, np.array([r.validation for r in history.rounds]))):
+            ax.plot(steps, values, style, color=colour, linewidth=1.5, label=name.replace("_", " "))
+            ax.plot(steps[drops], values[drops], "|", color=colour, markersize=14)
+        lowest = min([lowest, *(r.losses["total"] for r in history.rounds)])
+        if np.isfinite(history.best_validation):
+            right.plot(history.best_step, history.best_validation, "o", color=colour, markersize=7)
+    if lowest > 0:
+        left.set_yscale("log")
+    else:
+        left.set_yscale("symlog", linthresh=0.1)
+    left.set(xlabel="step (batches)", ylabel="training loss, total", title="training")
+    right.set(xlabel="step (batches)", ylabel="Dice_wi (0 to 1)", title="validation", ylim=(0, 1))
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+    handles = left.get_legend_handles_labels()[0] + [
+        Line2D([], [], linestyle="", marker="|", color="grey", markersize=14, label="learning rate divided"),
+        Line2D([], [], linestyle="", marker="o", color="grey", markersize=7, label="best on validation scans")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
+
+
+def class_scores(scores: dict[str, Sequence[float]]) -> Figure:
+    """Dice of L1..L5 for each model: a group of bars a model, nan (a class in neither mask) written as "n/a"."""
+    figure = Figure((min(WIDTH_INCH, 2 + 2.2 * len(scores)), 4), layout="constrained")
+    ax = figure.subplots()
+    for k, colour in enumerate(COLOURS):
+        for group, values in enumerate(scores.values()):
+            x, defined = group + 0.17 * (k - 2), np.isfinite(values[k])
+            ax.bar(x, values[k] if defined else 0, 0.16, color=colour)
+            ax.annotate(f"{values[k]:.2f}" if defined else "n/a", (x, values[k] if defined else 0), (0, 2),
+                        textcoords="offset points", ha="center", fontsize=8)
+    ax.set(ylim=(0, 1), ylabel="Dice (0 to 1)", xlim=(-0.5, len(scores) - 0.5))
+    ax.set_xticks(range(len(scores)), [name.replace("_", " ") for name in scores])
+    ax.spines[["top", "right"]].set_visible(False)
+    _legend(figure)
+    return figure
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+    """Confusion matrix (K, K), rows truth, in percent of each true class; a class without voxels has an empty row."""
+    figure = Figure((1.9 + 0.8 * len(names), 1.2 + 0.7 * len(names)), layout="constrained")
+    ax = figure.subplots()
+    total = matrix.sum(1, keepdims=True)
+    percent = np.divide(100 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
+    picture = ax.imshow(percent, "Blues", vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(percent):
+        ax.text(column, row, f"{value:.1f}" if np.isfinite(value) else "n/a", ha="center", va="center",
+                color="white" if value > 60 else "black")
+    ax.set_xticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="prediction", ylabel="truth")
+    figure.colorbar(picture, label="% of the true class's voxels")
+    return figure
+
+
+def _foreground(labels: np.ndarray) -> np.ndarray:
+    return (labels != BACKGROUND) & (labels != UNLABELLED)
+
+
+def _centre(labels: np.ndarray) -> list[int]:
+    """Voxel nearest to the labels' centre of mass; that of the array where there are none."""
+    found = np.argwhere(_foreground(labels))
+    return np.rint(found.mean(0)).astype(int).tolist() if len(found) else [n // 2 for n in labels.shape]
+
+
+def _box(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, ...]:
+    """The labels' bounding box and MARGIN_MM around it; everything where there are none."""
+    found = np.argwhere(_foreground(labels))
+    if not len(found):
+        return (slice(None),) * 3
+    margin = np.ceil(MARGIN_MM / np.array(spacing_mm)).astype(int)
+    return tuple(slice(a, b) for a, b in zip(np.maximum(found.min(0) - margin, 0), found.max(0) + margin + 1))
+
+
+def _window(image: np.ndarray, centre: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float]:
+    """Grey values of black and white.  Taken near the centre, since air would spend half of a CT's on nothing."""
+    reach = [round(WINDOW_MM / s) for s in spacing_mm]
+    near = image[tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))]
+    low, high = np.percentile(near, WINDOW_PERCENTILES)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _points(ax: Axes, labels: np.ndarray, axis: int, at: int) -> None:
+    """Points (z, y, x) within POINT_SLICES of a plane, projected onto it."""
+    near = np.moveaxis(labels, axis, 0)[max(0, at - POINT_SLICES) : at + POINT_SLICES + 1]
+    for k in range(len(CLASSES)):
+        _, rows, columns = np.nonzero(near == k)
+        if k == BACKGROUND:
+            ax.scatter(columns, rows, 14, "white", "x", linewidths=0.8)
+        else:
+            ax.scatter(columns, rows, 9, COLOURS[k - 1], linewidths=0)
+
+
+def _legend(figure: Figure, vertebra: bool = False, points: bool = False) -> None:
+    handles = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, CLASSES[1:], strict=True)]
+    if vertebra:
+        handles.append(Patch(color=VERTEBRA_COLOUR, label="vertebra"))
+    if points:
+        handles.append(Line2D([], [], linestyle="", marker="X", color="white", markeredgecolor="grey", markersize=8,
+                              label="background point"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

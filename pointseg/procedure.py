@@ -1,0 +1,303 @@
+"""The thesis's procedure, from cases to its Table 1.
+
+prepare -> points -> three weak models -> pseudo masks -> final model; beside it the reference, trained on true masks.
+Every stage is a function, so that a notebook can run them one by one.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pointseg.datasets import Case, Split, split_cases
+from pointseg.evaluate import Evaluation, evaluate, evaluate_model, number, one_hot
+from pointseg.fusion import pseudo_mask
+from pointseg.kernels import confusion_matrix
+from pointseg.losses import Step, Term, extent_term
+from pointseg.metrics import per_class, weighted_dice
+from pointseg.model import Model, save_model
+from pointseg.points import labelling_cost, mean_further_points, sample_points
+from pointseg.preprocess import Prepared, prepare
+from pointseg.profiles import EXTENT_RADIUS_MM, TERMS, Profile
+from pointseg.slices import AXES, Labelled, SliceDataset
+from pointseg.train import History, Schedule, device, fit, validation_score
+from pointseg.volume import CLASSES, UNLABELLED, ScanError
+
+DENOISE, EROSION = (0, 1, 2), (0, 1, 2)  # the smoothing iterations to choose from
+THESIS_TABLE = {"transverse": 0.51, "coronal": 0.41, "sagittal": 0.34, "pseudo_mask": 0.48, "result": 0.55,
+                "reference": 0.76}  # Dice_wi, thesis Table 1
+THESIS_RATIO = 0.72
+
+
+@dataclass(frozen=True)
+class Scans:
+    """The prepared scans of a split."""
+
+    train: list[Prepared]
+    validation: list[Prepared]
+    test: list[Prepared]
+
+
+def split_without_flaws(cases: Sequence[Case], seed: int) -> Split:
+    """Leave out cases with a known flaw, saying so, and split the others by patient."""
+    flawed = [c for c in cases if c.flaw]
+    if flawed:
+        print(f"{len(flawed)} of {len(cases)} cases have a known flaw and are left out: "
+              + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
+    return split_cases([c for c in cases if not c.flaw], seed)
+
+
+def names_of(split: Split) -> dict[str, list[str]]:
+    """Case names by part, as models and tables keep them."""
+    return {part: [c.name for c in getattr(split, part)] for part in ("train", "validation", "test")}
+
+
+def prepare_split(split: Split, profile: Profile) -> Scans:
+    """Read and prepare all cases of a split."""
+    bar = tqdm(total=len(split.train) + len(split.validation) + len(split.test), desc="preparing", unit="scan")
+
+    def prepare_all(cases: Sequence[Case]) -> list[Prepared]:
+        scans = []
+        for case in cases:
+            scans.append(prepare(case.read(), profile.grid_mm))
+            bar.update()
+        return scans
+
+    with bar:
+        return Scans(prepare_all(split.train), prepare_all(split.validation), prepare_all(split.test))
+
+
+def draw_points(scans: Sequence[Prepared], seed: int) -> list[Labelled]:
+    """Point labels for scans, from their masks."""
+    return [Labelled(scan, sample_points(scan.mask, np.random.default_rng((seed, i)))) for i, scan in enumerate(scans)]
+
+
+def point_weights(points: Sequence[Labelled], validation: Sequence[Prepared], num_classes: int, power: float) -> Tensor:
+    """Class weights that undo how points are drawn: (share of voxels / share of points) ** power.   -> (K,), mean 1.
+
+    Five background points stand for far more pixels than three points in a vertebra.  Weighted by what each point stands
+    for (power 1), the point loss estimates the cross-entropy of the full mask; unweighted (power 0, the thesis) it lets
+    vertebrae grow.  The shares of voxels come from the masks of the validation scans, those of points from the labels.
+    """
+    def shares(maps: list[np.ndarray]) -> np.ndarray:
+        counts = sum(np.bincount(m[m != UNLABELLED], minlength=len(CLASSES)) for m in maps).astype(float)
+        counts = np.array([counts[0], counts[1:].sum()]) if num_classes == 2 else counts
+        return counts / counts.sum()
+
+    voxels, drawn = shares([scan.mask for scan in validation]), shares([p.labels for p in points])
+    ratio = np.divide(voxels, drawn, out=np.zeros(num_classes), where=drawn > 0)
+    ratio[ratio == 0] = ratio[1:].max(initial=0) or 1.0  # a class that validation or training lacks: as the other vertebrae
+    weights = ratio**power
+    return torch.tensor(weights / weights.mean(), dtype=torch.float32)
+
+
+def full_loss(step: Step) -> Tensor:
+    """Cross-entropy with full labels; only padding is left out.   For the final model and the reference."""
+    return F.cross_entropy(step.logits, step.labels.long(), ignore_index=UNLABELLED)
+
+
+def train_weak(points: Sequence[Labelled], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
+               terms: Sequence[tuple[float, Term]], split: dict[str, list[str]]) -> tuple[Model, History]:
+    """Train a model along one axis from points: two classes on transverse slices, else six."""
+    num_classes = 2 if axis == "transverse" else len(CLASSES)
+    radius_mm = EXTENT_RADIUS_MM if any(term is extent_term for _, term in terms) else None
+    dataset = SliceDataset(points, axis, num_classes, profile.input_px, profile.augmentation, seed, sparse=True,
+                           radius_mm=radius_mm)
+    weights = point_weights(points, validation, num_classes, profile.point_weighting)
+    return _train(dataset, validation, axis, profile, seed, profile.weak, terms, split, f"{axis}, points", weights)
+
+
+def train_full(labelled: Sequence[Labelled], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
+               split: dict[str, list[str]], name: str) -> tuple[Model, History]:
+    """Train a model along one axis from label volumes: pseudo masks, or true ones for the reference."""
+    num_classes = 2 if axis == "transverse" else len(CLASSES)
+    dataset = SliceDataset(labelled, axis, num_classes, profile.input_px, profile.augmentation, seed)
+    return _train(dataset, validation, axis, profile, seed, profile.full, [(1.0, full_loss)], split, name)
+
+
+def _train(dataset: SliceDataset, validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
+           schedule: Schedule, terms: Sequence[tuple[float, Term]], split: dict[str, list[str]], name: str,
+           class_weights: Tensor | None = None) -> tuple[Model, History]:
+    network = profile.network(dataset.num_classes, seed).to(device())
+    history = fit(network, dataset, terms, schedule,
+                  lambda n: validation_score(n, validation, axis, profile.input_px), seed, name, class_weights)
+    return Model(network.eval(), axis, profile.grid_mm, profile.input_px, profile.name, seed, split), history
+
+
+def terms_named(letters: str) -> list[tuple[float, Term]]:
+    """ "PCES" -> the terms of those letters."""
+    unknown = sorted(set(letters) - set(TERMS))
+    if unknown or "P" not in letters or len(set(letters)) != len(letters):
+        raise ScanError(f"--terms: found {letters!r}, expected P and any of C, E, S, each once, such as P or PCES")
+    return [term for letter in letters for term in TERMS[letter]]
+
+
+def hard_predictions(models: dict[str, Model], scans: Sequence[Prepared], name: str) -> list[dict[str, np.ndarray]]:
+    """Per scan, each model's labels (z, y, x) uint8 by axis."""
+    return [{axis: model.probabilities(scan).argmax(0).astype(np.uint8) for axis, model in models.items()}
+            for scan in tqdm(scans, name, unit="scan")]
+
+
+def choose_smoothing(predictions: Sequence[dict[str, np.ndarray]], scans: Sequence[Prepared]) -> tuple[int, int]:
+    """The denoise and erosion iterations with the best Dice_wi on the validation scans; the fewer of equals."""
+    def score(denoise: int, erosion: int) -> float:
+        return weighted_dice(sum(confusion_matrix(scan.mask, pseudo_mask(**p, denoise=denoise, erosion=erosion),
+                                                  len(CLASSES)) for p, scan in zip(predictions, scans, strict=True)))
+    return max(((d, e) for d in DENOISE for e in EROSION), key=lambda pair: score(*pair))
+
+
+@dataclass
+class Table:
+    """Everything that `table1` reports."""
+
+    scores: dict[str, Evaluation]  # on test scans, by model; and pseudo_mask_train
+    histories: dict[str, History]
+    models: dict[str, Model]
+    split: dict[str, list[str]]
+    smoothing: tuple[int, int]
+    further_points: float
+    seconds: float
+    seed: int
+    profile: str
+    terms: str
+    data: str
+    example: dict[str, np.ndarray]  # one test scan through all stages: image and label volumes (z, y, x)
+    example_scan: Prepared
+
+    @property
+    def ratio(self) -> float:
+        """Result over reference: the share of full supervision that points reach."""
+        return self.scores["result"].dice_wi / self.scores["reference"].dice_wi
+
+    def as_dict(self) -> dict:
+        """The content of table1.json."""
+        headline = {name: number(e.dice_wi) for name, e in self.scores.items()}
+        return headline | {
+            "ratio": number(self.ratio), "labelling_cost": labelling_cost(),
+            "labelling_cost_drawn": labelling_cost(self.further_points),
+            "prepared": {name: number(e.dice_wi_prepared) for name, e in self.scores.items()},
+            "per_class": {name: e.as_dict()["per_class"] for name, e in self.scores.items()},
+            "per_source": {name: e.as_dict()["per_source"] for name, e in self.scores.items()},
+            "smoothing": {"denoise": self.smoothing[0], "erosion": self.smoothing[1]},
+            "validation": {name: h.best_validation for name, h in self.histories.items()},
+            "steps": {name: {"best": h.best_step, "total": h.rounds[-1].step} for name, h in self.histories.items()},
+            "seconds": round(self.seconds, 1), "peak_rss_mb": round(peak_rss_mb()), "split": self.split,
+            "seed": self.seed, "profile": self.profile, "terms": self.terms, "data": self.data}
+
+    def __str__(self) -> str:
+        """The table as text, beside the thesis's."""
+        rows = (("reference (full masks)", "reference"), ("weak model, transverse (2 classes)", "transverse"),
+                ("weak model, coronal", "coronal"), ("weak model, sagittal", "sagittal"),
+                ("pseudo mask, test scans", "pseudo_mask"), ("pseudo mask, training scans", "pseudo_mask_train"),
+                ("result (points only)", "result"))
+        lines = [f"Dice_wi on {len(self.split['test'])} test scans, {self.data}, profile {self.profile}, seed {self.seed}",
+                 f"{'':<36}{'own grid':>10}{'prepared':>10}{'thesis':>10}"]
+        for title, name in rows:
+            e, thesis = self.scores[name], THESIS_TABLE.get(name)
+            lines.append(f"{title:<36}{e.dice_wi:>10.2f}{e.dice_wi_prepared:>10.2f}"
+                         + (f"{thesis:>10.2f}" if thesis else f"{'-':>10}"))
+        lines.append(f"{'result / reference':<36}{self.ratio:>10.0%}{'':>10}{THESIS_RATIO:>10.0%}")
+        lines.append(f"{'labelling time / full masks':<36}{labelling_cost(self.further_points):>10.1%}{'':>10}"
+                     f"{labelling_cost():>10.1%}")
+        lines.append(f"smoothing: {self.smoothing[0]} denoise and {self.smoothing[1]} erosion iterations; "
+                     f"{self.seconds / 60:.1f} minutes, peak memory {peak_rss_mb():.0f} MB")
+        return "\n".join(lines)
+
+
+def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str = "PCES", data: str = "") -> Table:
+    """The whole procedure on the cases of a dataset folder."""
+    start = time.monotonic()
+    weak_terms = terms_named(terms)
+    split = split_without_flaws(cases, seed)
+    names = names_of(split)
+    print(", ".join(f"{len(cases)} {part}" for part, cases in names.items()) + " scans")
+    scans = prepare_split(split, profile)
+    points = draw_points(scans.train, seed)
+    models, histories = {}, {}
+    for axis in AXES:
+        models[axis], histories[axis] = train_weak(points, scans.validation, axis, profile, seed, weak_terms, names)
+    smoothing = choose_smoothing(hard_predictions(models, scans.validation, "fusing validation scans"), scans.validation)
+
+    def fused(scan: Prepared) -> np.ndarray:
+        (parts,) = hard_predictions(models, [scan], "fusing")
+        return pseudo_mask(**parts, denoise=smoothing[0], erosion=smoothing[1])
+
+    pseudo = [pseudo_mask(**p, denoise=smoothing[0], erosion=smoothing[1])
+              for p in hard_predictions(models, scans.train, "fusing training scans")]
+    weak = dict(models)
+    for name, labels in (("result", pseudo), ("reference", [scan.mask for scan in scans.train])):
+        labelled = [Labelled(scan, mask) for scan, mask in zip(scans.train, labels, strict=True)]
+        models[name], histories[name] = train_full(labelled, scans.validation, "sagittal", profile, seed, names, name)
+    scores = {name: evaluate_model(model, split.test) for name, model in models.items()}
+    scores["pseudo_mask"] = evaluate(lambda scan: one_hot(fused(scan), len(CLASSES)), models["result"].prepare,
+                                     split.test, len(CLASSES))
+    by_name = dict(zip(names["train"], pseudo, strict=True))
+    scores["pseudo_mask_train"] = evaluate(lambda scan: one_hot(by_name[scan.name], len(CLASSES)),
+                                           models["result"].prepare, split.train, len(CLASSES))
+    example_scan = scans.test[0]
+    example = {"points": draw_points([example_scan], seed)[0].labels}
+    example |= {axis: model.probabilities(example_scan).argmax(0).astype(np.uint8) for axis, model in weak.items()}
+    example["pseudo mask"] = fused(example_scan)
+    example |= {name: models[name].probabilities(example_scan).argmax(0).astype(np.uint8)
+                for name in ("result", "reference")}
+    example["truth"] = example_scan.mask
+    return Table(scores, histories, models, names, smoothing,
+                 float(np.mean([mean_further_points(p.labels) for p in points])), time.monotonic() - start, seed,
+                 profile.name, terms, data, example, example_scan)
+
+
+def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Profile, seed: int, terms: str
+              ) -> tuple[Model, History]:
+    """One model along one axis, from points or from masks, on the split that `run` would use."""
+    weak_terms = terms_named(terms)
+    split = split_without_flaws(cases, seed)
+    scans = prepare_split(split, profile)
+    if from_points:
+        return train_weak(draw_points(scans.train, seed), scans.validation, axis, profile, seed, weak_terms,
+                          names_of(split))
+    labelled = [Labelled(scan, scan.mask) for scan in scans.train]
+    return train_full(labelled, scans.validation, axis, profile, seed, names_of(split), f"{axis}, masks")
+
+
+def write_table(table: Table, out: Path) -> None:
+    """table1.json, the models and the figures, into a folder."""
+    from pointseg import plot  # matplotlib takes a second to load: only where figures are drawn
+
+    for name, model in table.models.items():
+        save_model(out / f"{name}.pt", model)
+    plot.save(plot.stages(table.example_scan.image, table.example, table.example_scan.spacing_mm,
+                          title=table.example_scan.name), out / "stages.png")
+    plot.save(plot.curves(table.histories), out / "curves.png")
+    dice = {name: per_class(e.confusion).dice[1:].tolist() for name, e in table.scores.items() if len(e.classes) > 2}
+    plot.save(plot.class_scores(dice), out / "per_class.png")
+    plot.save(plot.confusion(table.scores["result"].confusion, CLASSES), out / "confusion.png")
+    write_json(out / "table1.json", table.as_dict())
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        raise ScanError(f"{path}: cannot be written ({error}); check the folder, its permissions and the disk") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def peak_rss_mb() -> float:
+    """The process's largest resident memory so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

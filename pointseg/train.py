@@ -1,0 +1,155 @@
+"""One training loop for weak, final and reference models, and the models it saves."""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler
+from tqdm.auto import tqdm
+
+from pointseg.kernels import confusion_matrix
+from pointseg.losses import Move, Step, Term, weighted_total
+from pointseg.metrics import weighted_dice
+from pointseg.preprocess import Prepared
+from pointseg.slices import SliceDataset, predict
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Adam; the rate is divided by each divisor in turn when the training loss stops falling (thesis section 4.2).
+
+    Losses are compared once a round of `round_steps` steps.  A stage ends after `patience` rounds without a new best
+    loss, or after its share of `rounds`; training ends with the last stage, or after `stop_after` new best losses
+    without a new best validation score.
+    """
+
+    learning_rate: float
+    divisors: tuple[float, ...]
+    rounds: tuple[int, ...]  # the most a stage may take
+    round_steps: int
+    batch: int
+    patience: int
+    stop_after: int
+
+
+@dataclass
+class Round:
+    """What one round of training did."""
+
+    step: int
+    learning_rate: float
+    losses: dict[str, float]  # mean of each term, and "total"
+    validation: float  # Dice_wi on the prepared grid
+    seconds: float
+
+
+@dataclass
+class History:
+    rounds: list[Round] = field(default_factory=list)
+    best_step: int = 0
+    best_validation: float = float("-inf")
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(where: torch.device) -> AbstractContextManager:
+    """bfloat16 where the hardware has it: half the bytes, and the range of float32, so losses need no scaling."""
+    if where.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
+    return torch.autocast("cpu", torch.bfloat16, enabled=where.type == "cpu" and cpu_has_bfloat16())
+
+
+def cpu_has_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def training_step(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor], move: Move,
+                  terms: Sequence[tuple[float, Term]], optimizer: torch.optim.Optimizer,
+                  class_weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Forward, loss terms, backward, update.  Nothing here waits for the device.   -> each term's value and "total"."""
+    image, labels, extent = batch
+    with autocast(image.device):
+        step = Step(network, image.to(memory_format=torch.channels_last), labels, extent, move,
+                    class_weights)
+        total, values = weighted_total(terms, step)
+    total.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return values | {"total": total.detach()}
+
+
+def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, Term]], schedule: Schedule,
+        validate: Callable[[nn.Module], float], seed: int, name: str = "training",
+        class_weights: Tensor | None = None) -> History:
+    """Train in place; at the end the network holds its best weights by validation score."""
+    torch.manual_seed(seed)  # for dropout: what ran before in this process must not matter
+    where = next(network.parameters()).device
+    network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), schedule.learning_rate, fused=where.type != "meta")
+    rng = np.random.default_rng((seed, 1))
+    class_weights = None if class_weights is None else class_weights.to(where)
+    batches = endless_batches(dataset, schedule.batch, seed)
+    history, best_loss, best_weights, bests_without_gain = History(), float("inf"), None, 0
+    rate, step, start = schedule.learning_rate, 0, time.monotonic()
+    bar = tqdm(total=sum(schedule.rounds) * schedule.round_steps, desc=name, unit="step", mininterval=1)
+    for divisor, rounds in zip(schedule.divisors, schedule.rounds, strict=True):
+        rate /= divisor
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        stalled = 0
+        for _ in range(rounds):
+            network.train()
+            values = []
+            for _ in range(schedule.round_steps):
+                batch = tuple(x.to(where, non_blocking=True) for x in next(batches))
+                move = Move(bool(rng.integers(2)), int(rng.integers(4)))
+                values.append(training_step(network, batch, move, terms, optimizer, class_weights))
+            step += schedule.round_steps
+            losses = {key: float(torch.stack([v[key] for v in values]).mean()) for key in values[0]}
+            if not np.isfinite(losses["total"]):
+                raise FloatingPointError(f"{name}: the loss is {losses['total']} after {step} steps; lower the learning rate")
+            score = validate(network)
+            history.rounds.append(Round(step, rate, losses, score, time.monotonic() - start))
+            bar.update(schedule.round_steps)
+            bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items()} | {"val": f"{score:.3f}"}, refresh=False)
+            if score > history.best_validation:
+                history.best_validation, history.best_step, bests_without_gain = score, step, 0
+                best_weights = copy.deepcopy(network.state_dict())
+            stalled += 1
+            if losses["total"] < best_loss:
+                best_loss, stalled, bests_without_gain = losses["total"], 0, bests_without_gain + 1
+            if bests_without_gain >= schedule.stop_after or stalled >= schedule.patience:
+                break
+        if bests_without_gain >= schedule.stop_after:
+            break
+    bar.close()
+    if best_weights is not None:
+        network.load_state_dict(best_weights)
+    return history
+
+
+def endless_batches(dataset: SliceDataset, batch: int, seed: int) -> Iterator[list[Tensor]]:
+    """Batches of whole epochs in random order, one epoch after the other; the last one of an epoch may be smaller."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from DataLoader(dataset, batch, sampler=RandomSampler(dataset, generator=generator))
+        dataset.epoch += 1
+
+
+def validation_score(network: nn.Module, scans: Sequence[Prepared], axis: str, input_px: int) -> float:
+    """Dice_wi pooled over scans on the prepared grid, in the classes that the network has."""
+    total = 0
+    for scan in scans:
+        prediction = predict(network, scan, axis, input_px)
+        truth = scan.mask if len(prediction) > 2 else (scan.mask > 0).astype(np.uint8)
+        total = total + confusion_matrix(truth, prediction.argmax(0).astype(np.uint8), len(prediction))
+    return weighted_dice(total)

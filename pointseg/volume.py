@@ -1,0 +1,197 @@
+"""Scans and masks on disk <-> arrays on the canonical axes.
+
+Arrays are (z, y, x): z cranial to caudal, y anterior to posterior, x patient right to left, so that the index grows
+towards "LPI" (left, posterior, inferior).  A scan is turned there by permuting and flipping its own axes, never by
+resampling: an oblique scan keeps its obliqueness, and a mask can be written back onto the very grid it came from.
+This is the only module that meets SimpleITK's (x, y, z) order.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from pointseg.files import ScanError, modality_of, read_image, write_image
+
+BACKGROUND = 0
+UNLABELLED = 255  # ignored by the losses
+CLASSES = ("background", "L1", "L2", "L3", "L4", "L5")
+VERSE_L1 = 20  # VerSe: 1..7 = C1..C7, 8..19 = T1..T12, 20..25 = L1..L6, 26 sacrum, 27 coccyx, 28 = T13
+VERSE_TO_CLASS = {v: v - VERSE_L1 + 1 if VERSE_L1 <= v < VERSE_L1 + 5 else BACKGROUND for v in range(29)}
+SCHEMES = {"verse": VERSE_TO_CLASS, "classes": {c: c for c in range(len(CLASSES))}}  # mask value -> class
+
+GRID_TOLERANCE_VOXELS = 0.1  # headers hold rounded numbers; below half a voxel the nearest neighbour is the same
+OUTSIDE_MAX = 0.01  # share of a mask's labelled voxels that may lie outside its scan
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A scan's own grid as stored, in SimpleITK's order (x, y, z) and patient space (LPS, mm)."""
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+    direction: tuple[float, ...]  # 3 x 3, row by row; column j is the direction of index axis j
+
+    @classmethod
+    def canonical(cls, shape_zyx: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> "Geometry":
+        """An axis-aligned LPI grid with its first voxel at 0.  Both arguments are (z, y, x)."""
+        size, spacing = tuple(int(n) for n in shape_zyx[::-1]), tuple(float(s) for s in spacing_mm[::-1])
+        return cls(size, spacing, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0))
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> "Geometry":
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    @property
+    def axes(self) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+        """(order, flips): `np.flip(stored.transpose(order), flips)` is the canonical array."""
+        toward_lpi = np.diag([1.0, 1.0, -1.0]) @ np.reshape(self.direction, (3, 3))  # cosine (L P I, index axis)
+        # Of all six permutations the one closest to L, P, I: at 45 degrees, choosing axis by axis could take one twice.
+        # Rounded, so that a tie is settled alike before and after a header's float32.
+        best = max(itertools.permutations(range(3)),
+                   key=lambda p: round(sum(abs(toward_lpi[i, p[i]]) for i in range(3)), 4))
+        flips = tuple(2 - i for i in range(3) if toward_lpi[i, best[i]] < 0)
+        return tuple(2 - j for j in best[::-1]), flips  # from x y z to the array's z y x
+
+    @property
+    def orientation(self) -> str:
+        """Three letters, such as "LPI": where the stored x, y and z index grows to."""
+        order, flips = self.axes
+        toward = {order[axis]: letters[axis in flips] for axis, letters in enumerate(("IS", "PA", "LR"))}
+        return toward[2] + toward[1] + toward[0]
+
+    @property
+    def shape_zyx(self) -> tuple[int, int, int]:
+        """Shape of the canonical array."""
+        return tuple(self.size[::-1][axis] for axis in self.axes[0])
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Spacing of the canonical array (z, y, x)."""
+        return tuple(self.spacing[::-1][axis] for axis in self.axes[0])
+
+    def to_mm(self, index_xyz: np.ndarray) -> np.ndarray:
+        """Positions in patient space (n, 3) of voxel indices (n, 3)."""
+        return index_xyz @ self._step_mm().T + self.origin
+
+    def to_index(self, points_mm: np.ndarray) -> np.ndarray:
+        """The inverse of `to_mm`: continuous indices (n, 3), x y z."""
+        return (points_mm - self.origin) @ np.linalg.inv(self._step_mm()).T
+
+    def _step_mm(self) -> np.ndarray:
+        return np.reshape(self.direction, (3, 3)) * self.spacing
+
+    def __str__(self) -> str:
+        return (f"{' x '.join(map(str, self.size))} voxels of {' x '.join(f'{s:.4g}' for s in self.spacing)} mm, "
+                f"{self.orientation}, from {', '.join(f'{o:.4g}' for o in self.origin)}")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan on the canonical axes, with its mask where there is one."""
+
+    image: np.ndarray  # (z, y, x) float32, finite
+    mask: np.ndarray | None  # (z, y, x) uint8, 0..5
+    spacing_mm: tuple[float, float, float]  # (z, y, x)
+    name: str
+    modality: str  # "CT", "MR" or "" for unknown
+    geometry: Geometry  # the stored grid, where predictions go back to
+
+
+def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, name: str | None = None,
+                modality: str = "", scheme: str = "verse") -> Volume:
+    """Read a scan (NIfTI, MHA/MHD, NRRD, or a folder with one DICOM series) and its mask onto the canonical axes.
+
+    scheme: what the mask's values mean, "verse" (0..28, L1..L5 = 20..24) or "classes" (0..5).  It is not guessed,
+    because a VerSe mask of the neck holds 1..5 too.  A mask on another grid is resampled (nearest neighbour) by
+    physical position, provided that it lies within the scan.
+    """
+    image_path = Path(image_path)
+    stored = read_image(image_path)
+    geometry = Geometry.of(stored)
+    mask = None
+    if mask_path is not None:
+        mask_path = Path(mask_path)
+        stored_mask = _on_grid_of(stored, read_image(mask_path), mask_path, image_path)
+        mask = _to_classes(_to_canonical(stored_mask, geometry), scheme, mask_path)
+    image = _finite(_to_canonical(stored, geometry).astype(np.float32), image_path)
+    if name is None:
+        name = image_path.name.removesuffix(".gz")
+        name = Path(name).stem if image_path.is_file() else name
+    return Volume(image, mask, geometry.spacing_mm, name, modality or modality_of(stored), geometry)
+
+
+def to_own_geometry(labels: np.ndarray, geometry: Geometry) -> sitk.Image:
+    """A canonical array (z, y, x) on the scan's stored grid, with the header's very numbers."""
+    if labels.shape != geometry.shape_zyx:
+        raise ValueError(f"an array of shape {labels.shape} does not fit the scan's canonical {geometry.shape_zyx}")
+    order, flips = geometry.axes
+    image = sitk.GetImageFromArray(np.ascontiguousarray(np.flip(labels, flips).transpose(np.argsort(order))))
+    image.SetSpacing(geometry.spacing)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.direction)
+    return image
+
+
+def write_mask(path: str | Path, labels: np.ndarray, geometry: Geometry, *, verse: bool = False) -> None:
+    """Write labels (z, y, x), 0..5, as uint8 in the scan's own geometry; `verse` writes L1..L5 as 20..24."""
+    if labels.min() < 0 or labels.max() >= len(CLASSES):
+        raise ValueError(f"labels {labels.min()}..{labels.max()}, expected 0..{len(CLASSES) - 1}")
+    if verse:
+        labels = np.where(labels == BACKGROUND, 0, labels + VERSE_L1 - 1)
+    write_image(Path(path), to_own_geometry(labels.astype(np.uint8), geometry))
+
+
+def write_volume(image_path: str | Path, volume: Volume, mask_path: str | Path | None = None) -> None:
+    """Write a case of a dataset folder: the scan in its own geometry and, where both are given, its mask (VerSe)."""
+    image = volume.image
+    if np.abs(image).max() < 2**15 and np.array_equal(image, np.rint(image)):  # whole numbers, as scanners give them
+        image = image.astype(np.int16)
+    write_image(Path(image_path), to_own_geometry(image, volume.geometry))
+    if mask_path is not None and volume.mask is not None:
+        write_mask(mask_path, volume.mask, volume.geometry, verse=True)
+
+
+def _to_canonical(stored: sitk.Image, geometry: Geometry) -> np.ndarray:
+    order, flips = geometry.axes
+    return np.ascontiguousarray(np.flip(sitk.GetArrayViewFromImage(stored).transpose(order), flips))
+
+
+def _finite(image: np.ndarray, path: Path) -> np.ndarray:
+    """NaN and -inf become the smallest finite value, +inf the largest: they mark what lies outside the scanned body."""
+    finite = np.isfinite(image)
+    if finite.all():
+        return image
+    if not finite.any():
+        raise ScanError(f"{path}: found no finite voxel value, expected intensities; export the scan again")
+    low, high = image[finite].min(), image[finite].max()
+    return np.nan_to_num(image, nan=low, neginf=low, posinf=high)
+
+
+def _on_grid_of(image: sitk.Image, mask: sitk.Image, mask_path: Path, image_path: Path) -> sitk.Image:
+    """The mask on the image's grid: as it is where the grids agree, else nearest neighbours by physical position."""
+    own, target = Geometry.of(mask), Geometry.of(image)
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in target.size))))
+    apart_voxels = np.abs(target.to_index(own.to_mm(corners)) - corners).max()
+    if own.size == target.size and apart_voxels <= GRID_TOLERANCE_VOXELS:
+        return mask
+    labelled = target.to_index(own.to_mm(np.argwhere(sitk.GetArrayViewFromImage(mask))[:, ::-1]))  # (voxel, x y z)
+    inside = ((labelled >= -0.5) & (labelled <= np.array(target.size) - 0.5)).all(axis=1)
+    if (outside := np.count_nonzero(~inside)) > OUTSIDE_MAX * len(labelled):
+        raise ScanError(f"{mask_path}: found a grid ({own}) other than that of {image_path} ({target}), with {outside} "
+                        f"of {len(labelled)} labelled voxels outside it, expected a mask of this scan; "
+                        "check that the two belong together")
+    return sitk.Resample(mask, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+
+
+def _to_classes(values: np.ndarray, scheme: str, path: Path) -> np.ndarray:
+    known = SCHEMES[scheme]
+    unknown = [v for v in np.unique(values).tolist() if v not in known]
+    if unknown:
+        shown = ", ".join(f"{v:g}" for v in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        raise ScanError(f"{path}: found mask values {shown}, expected whole numbers {min(known)}..{max(known)} "
+                        f"(scheme \"{scheme}\"); check that it is a mask, or import its dataset")
+    return np.array([known[v] for v in range(len(known))], np.uint8)[values.astype(np.uint8)]

@@ -1,0 +1,140 @@
+"""The whole procedure in under a minute, and what its commands promise about each other."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from pointseg import cli, procedure, profiles
+from pointseg.datasets import read_manifest
+from pointseg.phantom import write_phantoms
+from pointseg.preprocess import Prepared
+from pointseg.procedure import draw_points, point_weights
+from pointseg.slices import Labelled
+from pointseg.train import Schedule
+from pointseg.volume import UNLABELLED, ScanError
+
+QUICK = Schedule(3e-3, (1, 3), (3, 1), round_steps=10, batch=4, patience=9, stop_after=9)
+TINY = dataclasses.replace(profiles.CLASSROOM, name="tiny", grid_mm=4.0, width=1 / 8, hidden=32, weak=QUICK, full=QUICK)
+MODELS = ("transverse", "coronal", "sagittal", "result", "reference")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A finished `table1` on coarse synthetic scans, with the tiny profile in the classroom's place."""
+    folder = tmp_path_factory.mktemp("run")
+    write_phantoms(folder / "scans", 7, seed=1, spacing_mm=3.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(profiles.PROFILES, "classroom", TINY)
+        assert cli.main(["table1", "--data", str(folder / "scans"), "--out", str(folder)]) == 0
+    return folder
+
+
+def test_table1_writes_all_it_promises(run_folder):
+    table = json.loads((run_folder / "table1.json").read_text())
+    for name in (*MODELS, "pseudo_mask", "pseudo_mask_train"):
+        assert 0 <= table[name] <= 1
+    assert table["ratio"] == pytest.approx(table["result"] / table["reference"])
+    assert table["labelling_cost"] == pytest.approx(0.1147, abs=1e-4)
+    assert table["profile"] == "tiny" and table["seed"] == 0 and table["seconds"] > 0 and table["peak_rss_mb"] > 0
+    cases = [case for part in table["split"].values() for case in part]
+    assert sorted(cases) == sorted(c.name for c in read_manifest(run_folder / "scans"))
+    for file in (*(f"{m}.pt" for m in MODELS), "stages.png", "curves.png", "per_class.png", "confusion.png"):
+        assert (run_folder / file).stat().st_size > 1000
+    assert not [f for f in run_folder.iterdir() if f.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluate_gives_the_number_of_table1(run_folder, tmp_path, name):
+    arguments = ["evaluate", str(run_folder / f"{name}.pt"), "--data", str(run_folder / "scans"), "--split", "test"]
+    assert cli.main([*arguments, "--json", str(tmp_path / "scores.json")]) == 0
+    scores, table = json.loads((tmp_path / "scores.json").read_text()), json.loads((run_folder / "table1.json").read_text())
+    assert scores["dice_wi"] == table[name]
+    assert scores["dice_wi_prepared"] == table["prepared"][name]
+    assert scores["per_class"] == table["per_class"][name]
+    assert scores["cases"] == table["split"]["test"] == list(scores["per_case"])
+    truth = np.array(scores["confusion"]).sum(1)
+    assert truth.tolist() == [c["voxels"] for c in scores["per_class"].values()]
+
+
+def test_segment_keeps_the_geometry_and_follows_flips(run_folder, tmp_path):
+    image = sitk.ReadImage(str(run_folder / "scans" / "synthetic-mr" / "000_img.nii.gz"))
+    flipped = sitk.Flip(sitk.PermuteAxes(image, (1, 2, 0)), (True, False, True))  # origin and direction move along
+    turn = sitk.VersorTransform((0.3, 0.1, 0.2), 0.2)
+    image.SetDirection((np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(image.GetDirection(), (3, 3))).ravel())
+    flipped.SetDirection((np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(flipped.GetDirection(), (3, 3))).ravel())
+    masks = []
+    for name, scan in (("original", image), ("flipped", flipped)):
+        sitk.WriteImage(scan, str(tmp_path / f"{name}.mha"))
+        assert cli.main(["segment", str(tmp_path / f"{name}.mha"), "--model", str(run_folder / "reference.pt"),
+                         "-o", str(tmp_path / f"{name}_mask.mha")]) == 0
+        mask = sitk.ReadImage(str(tmp_path / f"{name}_mask.mha"))
+        assert (mask.GetSize(), mask.GetSpacing(), mask.GetOrigin(), mask.GetDirection()) == (
+            scan.GetSize(), scan.GetSpacing(), scan.GetOrigin(), scan.GetDirection())
+        assert (tmp_path / f"{name}_mask.png").stat().st_size > 1000
+        masks.append(mask)
+    expected = sitk.Flip(sitk.PermuteAxes(masks[0], (1, 2, 0)), (True, False, True))
+    assert np.array_equal(sitk.GetArrayFromImage(masks[1]), sitk.GetArrayFromImage(expected))
+
+
+def test_train_writes_a_model_that_evaluate_scores(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(profiles.PROFILES, "classroom", TINY)
+    scans, model = str(run_folder / "scans"), str(tmp_path / "coronal.pt")
+    assert cli.main(["train", "--axis", "coronal", "--data", scans, "--terms", "PCES", "-o", model]) == 0
+    assert cli.main(["evaluate", model, "--data", scans, "--split", "test"]) == 0
+    assert "Dice_wi" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["table1", "--data", "nowhere"], "nowhere"),
+    (["table1", "--data", "DATA", "--terms", "CE"], "expected P"),
+    (["table1", "--data", "DATA", "--source", "verse"], "synthetic"),
+    (["table1", "--source", "verse"], "--data"),
+    (["evaluate", "missing.pt", "--data", "DATA"], "missing.pt"),
+    (["evaluate", "DATA/manifest.csv", "--data", "DATA"], "manifest.csv"),
+    (["segment", "missing.nii.gz", "--model", "MODEL", "-o", "OUT/mask.nii.gz"], "missing.nii.gz"),
+    (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "MODEL", "-o", "OUT/mask.txt"], "mask.txt"),
+])
+def test_bad_input_is_one_line_that_says_what(run_folder, tmp_path, capsys, arguments, said):
+    names = {"DATA": str(run_folder / "scans"), "MODEL": str(run_folder / "result.pt"), "OUT": str(tmp_path)}
+    for key, value in names.items():
+        arguments = [a.replace(key, value) for a in arguments]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"pointseg {arguments[0]}:") and said in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_flawed_cases_are_left_out_and_named(run_folder, capsys):
+    cases = [dataclasses.replace(c, flaw="L3 is missing") if c.case == "003" else c
+             for c in read_manifest(run_folder / "scans")]
+    split = procedure.split_without_flaws(cases, seed=0)
+    assert "synthetic-mr/003 (L3 is missing)" in capsys.readouterr().out
+    kept = [c.name for c in split.train + split.validation + split.test]
+    assert len(kept) == len(cases) - 1 and "synthetic-mr/003" not in kept
+
+
+def test_point_weights_undo_the_share_of_points():
+    mask = np.zeros((10, 10, 4), np.uint8)
+    mask[:5, :2] = 1  # 40 of 400 voxels
+    labels = np.full_like(mask, UNLABELLED)
+    labels[0, 0], labels[9, 9] = 1, 0  # as many points of each
+    scan = Prepared(mask, mask, (1.0, 1.0, 1.0), "hand")
+    weights = point_weights([Labelled(scan, labels)], [scan], 2, power=1.0)
+    assert weights[0] / weights[1] == pytest.approx(9)  # 0.9 / 0.5 against 0.1 / 0.5
+    assert torch.equal(point_weights([Labelled(scan, labels)], [scan], 2, power=0.0), torch.ones(2))
+
+
+def test_terms_are_named_by_letters():
+    assert len(procedure.terms_named("PCES")) == 5
+    with pytest.raises(ScanError, match="--terms"):
+        procedure.terms_named("PX")
+
+
+def test_points_depend_on_the_seed_alone(run_folder):
+    scan = Prepared(np.zeros((8, 8, 8), np.uint8), np.eye(8, dtype=np.uint8)[..., None].repeat(8, 2), (1.0,) * 3, "a")
+    first, again, other = (draw_points([scan], s)[0].labels for s in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
