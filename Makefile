@@ -9,8 +9,7 @@ ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# 3.11.5: what requirements.lock needs (soupsieve).
-IS_3_11 := import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 12))
+IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 
 .PHONY: help run test lab bench clean
 
@@ -52,7 +51,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@rm -f $@
 	@{ $(BIN)/python -c '$(IS_3_11)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || { \
 	  $(PYTHON) -c '$(IS_3_11)' 2>/dev/null || { \
-	    echo "pointseg needs Python 3.11 (3.11.5 or later), which '$(PYTHON)' is not;" \
+	    echo "pointseg needs Python 3.11, which '$(PYTHON)' is not;" \
 	      "if you have it: make PYTHON=/path/to/it" >&2; \
 	    exit 1; }; \
 	  echo "creating .venv"; $(PYTHON) -m venv --clear .venv; }

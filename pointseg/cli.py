@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from pointseg.volume import CLASSES, ScanError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command.   -> exit status: 0 done, 1 bad input (one line on stderr says what), 2 bad usage, 130 interrupted."""
+    """Run a command.   -> exit status: 0 done, 1 bad input (a line on stderr says so), 2 bad usage, 130 interrupted."""
     options = parser().parse_args(arguments)
     try:
         options.run(options)
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", type=Path, default=Path("out/model.pt"), help="the model to write")
 
     p = command("evaluate", evaluate, "score a saved model on a dataset folder", "Score a saved model on the cases of "
-                "a dataset folder: Dice_wi in the scans' own geometry and on the prepared grid, per class, source, case.")
+                "a dataset folder: Dice_wi in the scans' geometry and on the prepared grid; per class, source, case.")
     p.add_argument("model", type=Path, metavar="MODEL", help="a model that table1 or train wrote")
     data_options(p)
     p.add_argument("--split", choices=("all", "test"), default="all",
@@ -62,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
                 "geometry and the values 0 background, 1..5 = L1..L5; a picture of it is written beside it.")
     p.add_argument("scan", type=Path, metavar="SCAN", help="the scan: a file or a DICOM folder")
     p.add_argument("--model", type=Path, required=True, help="a model that table1 or train wrote")
-    p.add_argument("-o", "--output", type=Path, required=True, metavar="MASK", help="mask to write: .nii.gz, .mha, .nrrd")
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="MASK",
+                   help="mask to write: .nii.gz, .mha or .nrrd")
     p.add_argument("--modality", choices=("CT", "MR"), default="", help="told by the intensities where not given")
     return top
 
@@ -78,7 +80,21 @@ def training_options(p: argparse.ArgumentParser) -> None:
                    help="classroom: two CPU cores, minutes; thesis: a CUDA GPU, hours")
     p.add_argument("--terms", default="PCES", help="loss terms of the models that learn from points: P point, "
                    "C consistency, E extent, S separation")
+    p.add_argument("--imagenet", metavar="FILE", help="thesis profile: VGG16's ImageNet weights, or none to train from "
+                   "scratch; where not given, torch.hub's download")
     p.add_argument("--seed", type=int, default=0, help="for the split, the points, the first weights and the order")
+
+
+def chosen_profile(options: argparse.Namespace):
+    from pointseg.profiles import PROFILES
+
+    profile = PROFILES[options.profile]
+    if options.imagenet is None:
+        return profile
+    if not profile.imagenet:
+        raise ScanError(f"--imagenet: the {profile.name} profile is narrower than VGG16 and starts from scratch; "
+                        "leave it out, or take --profile thesis")
+    return replace(profile, imagenet=options.imagenet != "none", imagenet_file=Path(options.imagenet))
 
 
 def at_least(least: int):
@@ -97,7 +113,6 @@ def table1(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
     from pointseg.phantom import write_phantoms
     from pointseg.procedure import run, write_table
-    from pointseg.profiles import PROFILES
 
     folder = options.data
     if folder is None:
@@ -106,7 +121,7 @@ def table1(options: argparse.Namespace) -> None:
         folder = write_phantoms(options.out / "scans", options.scans, options.seed)
     cases = read_manifest(folder, options.source)
     name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in cases}))
-    table = run(cases, PROFILES[options.profile], options.seed, options.terms, name)
+    table = run(cases, chosen_profile(options), options.seed, options.terms, name)
     write_table(table, options.out)
     print(f"\n{table}\n\nwritten to {options.out}: table1.json, {', '.join(f'{m}.pt' for m in table.models)}, "
           "stages.png, curves.png, per_class.png, confusion.png")
@@ -116,10 +131,9 @@ def train(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
     from pointseg.model import save_model
     from pointseg.procedure import train_one
-    from pointseg.profiles import PROFILES
 
     cases = read_manifest(options.data, options.source)
-    model, history = train_one(cases, options.axis, options.labels == "points", PROFILES[options.profile], options.seed,
+    model, history = train_one(cases, options.axis, options.labels == "points", chosen_profile(options), options.seed,
                                options.terms)
     save_model(options.output, model)
     print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "

@@ -3,12 +3,12 @@
 import csv
 import os
 import random
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pointseg.volume import ScanError, Volume, read_volume
+from pointseg.files import ScanError, whole_file
+from pointseg.volume import Volume, read_volume
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("source", "case", "patient", "modality", "image", "mask", "mask_extent", "levels", "flaw")
@@ -88,20 +88,16 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
 def write_manifest(folder: str | Path, cases: Iterable[Case]) -> None:
     """Write manifest.csv with paths relative to the folder, atomically."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
-        part = Path(temporary) / MANIFEST
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for c in cases:
-                image, mask = (os.path.relpath(path, folder) for path in (c.image, c.mask))
-                if ".." in Path(image).parts + Path(mask).parts:
-                    raise ScanError(f"{c.name}: found {c.image} and {c.mask}, expected paths inside {folder}; "
-                                    "move the files there")
-                writer.writerow((c.source, c.case, c.patient, c.modality, Path(image).as_posix(), Path(mask).as_posix(),
-                                 c.mask_extent, " ".join(c.levels), c.flaw))
-        os.replace(part, folder / MANIFEST)
+    with whole_file(folder / MANIFEST) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for c in cases:
+            image, mask = (Path(os.path.relpath(path, folder)) for path in (c.image, c.mask))
+            if ".." in image.parts + mask.parts:
+                raise ScanError(f"{c.name}: found {c.image} and {c.mask}, expected paths inside {folder}; "
+                                "move the files there")
+            writer.writerow((c.source, c.case, c.patient, c.modality, image.as_posix(), mask.as_posix(),
+                             c.mask_extent, " ".join(c.levels), c.flaw))
 
 
 def split_cases(cases: Sequence[Case], seed: int = 0) -> Split:

@@ -55,20 +55,34 @@ def read_image(path: Path) -> sitk.Image:
     return image
 
 
-def write_image(path: Path, image: sitk.Image) -> None:
-    """Write in one step: a reader finds the old file, the new one, or none, never half of one."""
-    if not path.name.lower().endswith(WRITABLE):
-        raise ScanError(f"{path}: cannot be written in this format, expected a name that ends in "
-                        f"{', '.join(WRITABLE)}; choose one of these")
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A path to write to; the file moves to `path` when the block ends well, and is gone when it does not.
+
+    So a reader finds the old file, the new one, or none, never half of one.  Folders are made as needed.
+    """
+    path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A folder of its own beside the target: the same file system, and a failed writer's leftovers go with it.
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder, _native_messages():
-            sitk.WriteImage(image, str(Path(folder) / path.name), useCompression=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+            yield Path(folder) / path.name
             os.replace(Path(folder) / path.name, path)
-    except (OSError, RuntimeError) as error:
-        raise ScanError(f"{path}: cannot be written ({_reason(error)}), expected a folder one may write to; "
+    except OSError as error:
+        raise ScanError(f"{path}: cannot be written ({error}), expected a folder one may write to; "
                         "check the path, its permissions and the space left") from None
+
+
+def write_image(path: Path, image: sitk.Image) -> None:
+    """Write an image, whole or not at all."""
+    if not path.name.lower().endswith(WRITABLE):
+        raise ScanError(f"{path}: cannot be written in this format, expected a name that ends in "
+                        f"{', '.join(WRITABLE)}; choose one of these")
+    with whole_file(path) as part, _native_messages():
+        try:
+            sitk.WriteImage(image, str(part), useCompression=True)
+        except RuntimeError as error:  # also where the disk is full
+            raise OSError(_reason(error)) from None
 
 
 def modality_of(image: sitk.Image) -> str:
@@ -127,6 +141,11 @@ def _check_nifti(path: Path, image: sitk.Image) -> None:
 def _unreadable(path: Path, reason: str) -> ScanError:
     return ScanError(f"{path}: cannot be read ({reason}), expected a complete NIfTI, MHA, NRRD or DICOM file; "
                      "copy or convert it again")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Three predictions of one scan -> a pseudo mask.   Thesis section 3.5.
 
 Class i where the transverse model says vertebra and the sagittal and coronal models both say i: hard unanimity.
-Smoothing uses the 3 x 3 x 3 cube (rank 3, connectivity 3): closing of each prediction, fusion, opening, closing, erosion.
+Smoothing uses the 3 x 3 x 3 cube (rank 3, connectivity 3): closing of each prediction, fusion, opening, closing,
+erosion.
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ def smooth(labels: np.ndarray, opening: int = 0, closing: int = 0, erosion: int 
     Each class is treated within its own bounding box, widened by the reach of the structuring element.
     """
     out = np.zeros_like(labels)
-    reach = max(opening, closing, erosion) + 1
+    reach = max(opening, closing + erosion) + 1
     for k, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
@@ -45,7 +46,8 @@ def smooth(labels: np.ndarray, opening: int = 0, closing: int = 0, erosion: int 
     return out
 
 
-def pseudo_mask(transverse: np.ndarray, coronal: np.ndarray, sagittal: np.ndarray, denoise: int, erosion: int) -> np.ndarray:
+def pseudo_mask(transverse: np.ndarray, coronal: np.ndarray, sagittal: np.ndarray, denoise: int,
+                erosion: int) -> np.ndarray:
     """Close each prediction, fuse, open, close, erode.   Label volumes (z, y, x) -> (z, y, x) uint8, 0..5."""
     closed = [smooth(p, closing=denoise) for p in (transverse, coronal, sagittal)]
     return smooth(fuse(*closed), opening=denoise, closing=denoise, erosion=erosion)

@@ -4,9 +4,12 @@ Each kernel has a NumPy twin in `tests/test_kernels.py` that it must equal.  Loo
 needs temporaries many times the size of the result; threads share the outermost axis, and compiled code is cached.
 """
 
+import numba
 import numpy as np
 from numba import njit, prange
 
+# Numba's OpenMP layer would share torch's threads and reset their number, and with it the order of torch's sums.
+numba.config.THREADING_LAYER = "workqueue"
 UNLABELLED = 255
 
 
@@ -36,8 +39,8 @@ def extent_mask(
 def reassemble(crops: np.ndarray, corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Mean of overlapping crops of one slice, put back in their places.
 
-    crops (N, K, h, w) float32, corners (N, 2) the row and column of each crop's first pixel in the slice, negative where
-    the crop was padded -> (K, *shape) float32; 0 where no crop lies.
+    crops (N, K, h, w) float32, corners (N, 2) the row and column of each crop's first pixel in the slice, negative
+    where the crop was padded -> (K, *shape) float32; 0 where no crop lies.
     """
     out = np.zeros((crops.shape[1], *shape), np.float32)
     _reassemble(np.ascontiguousarray(crops, np.float32), np.ascontiguousarray(corners, np.int64), out)

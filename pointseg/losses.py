@@ -1,4 +1,4 @@
-"""The four loss terms of the thesis, as plain functions from tensors to a scalar.   DESIGN: thesis eq. 1 to 4.
+"""The four loss terms of the thesis, as plain functions from tensors to a scalar. Thesis eq. 1 to 4.
 
 Axis letters: B batch, K classes, H height, W width.  Means run over batch, channels and pixels, so that sizes compare.
 The total is a list of (weight, term); a term is any function from a `Step` to a scalar:
@@ -20,7 +20,7 @@ UNLABELLED = 255
 def point_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy at labelled pixels only.   logits (B, K, H, W), labels (B, H, W), UNLABELLED elsewhere -> scalar.
 
-    class_weights (K,) weighs each pixel by its true class.  0 where nothing is labelled, instead of 0 / 0.   Thesis L_P.
+    class_weights (K,) weighs each pixel by its true class.  0 where nothing is labelled, not 0 / 0.   Thesis L_P.
     """
     labels = labels.long()
     weights = logits.new_ones(logits.shape[1]) if class_weights is None else class_weights
@@ -30,7 +30,7 @@ def point_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = No
 
 
 def consistency_loss(logits_moved: Tensor, moved_logits: Tensor) -> Tensor:
-    """mean |t(f(x)) - f(t(x))| for a transformation t.   both (B, K, H, W) -> scalar >= 0.   Laradji et al. 2021; L_C."""
+    """mean |t(f(x)) - f(t(x))| for a transformation t.   both (B, K, H, W) -> scalar >= 0.   Laradji et al. 2021."""
     return (logits_moved - moved_logits).abs().mean()
 
 
@@ -64,7 +64,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step offers to the loss terms.  Network outputs are computed when a term first asks for them."""
+    """What one training step offers to the loss terms.  Network outputs are computed when a term first asks."""
 
     network: Callable[[Tensor], Tensor]
     image: Tensor  # (B, 3, H, W)
@@ -109,6 +109,10 @@ def extent_term(step: Step) -> Tensor:
 
 def weighted_total(terms: list[tuple[float, Term]], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of weight * term(step), and each term's own value (detached, unweighted) under its function's name."""
-    values = [term(step) for _, term in terms]
-    total = sum(weight * value for (weight, _), value in zip(terms, values, strict=True))
-    return total, {term.__name__: value.detach() for (_, term), value in zip(terms, values, strict=True)}
+    total, values = 0.0, {}
+    for weight, term in terms:
+        value = term(step)
+        total = total + weight * value
+        name = getattr(term, "__name__", type(term).__name__)  # a partial has none
+        values[f"{name} {len(values) + 1}" if name in values else name] = value.detach()
+    return total, values

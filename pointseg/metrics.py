@@ -25,7 +25,7 @@ def per_class(confusion: np.ndarray) -> ClassScores:
 
 
 def weighted_dice(confusion: np.ndarray) -> float:
-    """Dice_wi: the mean of the classes' Dice, each weighted by 1 / A_m, its inverse number of true voxels.   Thesis eq. 5.
+    """Dice_wi: the mean of the classes' Dice, each weighted by 1 / A_m, A_m its true voxels.   Thesis eq. 5.
 
     A class that is absent from the truth has A_m = 0 and no weight: it is left out of both sums (see `absent_classes`).
     nan where no class is present.

@@ -1,12 +1,12 @@
 """A trained model as one file: architecture, weights, and what is needed to apply and to score it honestly."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pointseg.files import first_line, whole_file
 from pointseg.network import FCN8VGG16
 from pointseg.preprocess import Prepared, prepare
 from pointseg.slices import AXES, predict
@@ -43,32 +43,29 @@ class Model:
 
 def save_model(path: str | Path, model: Model) -> None:
     """Write a model; the file appears whole or not at all."""
-    path = Path(path)
     content = {"format": FORMAT, "architecture": model.network.config, "axis": model.axis, "grid_mm": model.grid_mm,
                "input_px": model.input_px, "profile": model.profile, "seed": model.seed, "split": model.split,
                "weights": {k: v.cpu().contiguous() for k, v in model.network.state_dict().items()}}
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, part)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        raise ScanError(f"{path}: cannot be written ({error}); check the folder, its permissions and the disk") from None
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        try:
+            torch.save(content, part)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(error) from None
 
 
 def load_model(path: str | Path) -> Model:
     """Read a model onto the GPU where there is one.  Only data is read: a file that would run code is refused."""
     path = Path(path)
     if not path.is_file():
-        raise ScanError(f"{path}: no such file, expected a model that `pointseg table1` or `train` wrote; check the path")
+        raise ScanError(f"{path}: no such file; "
+                        "expected a model that `pointseg table1` or `train` wrote; check the path")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
             raise ScanError(f"{path}: found model format {content['format']}, expected {FORMAT}; train it again")
         if content["axis"] not in AXES:
-            raise ScanError(f"{path}: found axis {content['axis']!r}, expected one of {', '.join(AXES)}; train it again")
+            raise ScanError(f"{path}: found axis {content['axis']!r}, expected one of {', '.join(AXES)}; "
+                            "train it again")
         network = FCN8VGG16(**content["architecture"])
         network.load_state_dict(content["weights"])
         model = Model(network.to(device(), memory_format=torch.channels_last).eval(), content["axis"],
@@ -76,7 +73,6 @@ def load_model(path: str | Path) -> Model:
     except ScanError:
         raise
     except Exception as error:  # whatever a damaged or foreign file makes of the reader
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ScanError(f"{path}: is not a model of this package or is damaged ({reason}); "
+        raise ScanError(f"{path}: is not a model of this package or is damaged ({first_line(error)}); "
                         "expected a file that `pointseg table1` or `train` wrote") from None
     return model

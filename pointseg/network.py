@@ -4,20 +4,41 @@ Simonyan and Zisserman 2015 (VGG16); Long, Shelhamer and Darrell 2015 (FCN).  Ax
 K classes, H height, W width.
 """
 
+from pathlib import Path
+from urllib.error import URLError
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pointseg.files import ScanError, first_line
+
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 FULLY_CONNECTED = 4096
+IMAGENET_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # the name ends in the file's hash
+IMAGENET_MEAN, IMAGENET_STD = 0.449, 0.226  # of torchvision's inputs in 0..1, over its three colours: a slice has one
 STRIDE = 32  # of the deepest feature map: inputs are multiples of it
 
 
+class WideConv2d(nn.Conv2d):
+    """A convolution of odd kernel that pads by "same", without the part of its kernel that never meets the input.
+
+    On a map of 2 rows the outer 4 rows of a 7 x 7 kernel see padding alone.  Leaving them out saves their time, and
+    their gradient is exactly 0: the bfloat16 kernels of some CPUs return whatever memory held there, even NaN.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (min(k // 2, n - 1) for k, n in zip(self.kernel_size, x.shape[-2:], strict=True))
+        y, x0 = (k // 2 for k in self.kernel_size)
+        weight = self.weight[:, :, y - rows : y + rows + 1, x0 - columns : x0 + columns + 1]
+        return F.conv2d(x, weight, self.bias, padding=(rows, columns))
+
+
 class FCN8VGG16(nn.Module):
-    """Logits for every pixel of a slice with its neighbours.  (B, 3, H, W) -> (B, K, H, W).
+    """Logits for every pixel of a slice with its neighbours, in 0..1.   (B, 3, H, W) -> (B, K, H, W).
 
     Parameters carry torchvision's names (`vgg16`, with batch norm `vgg16_bn`), so its ImageNet weights load as they
-    are.  Convolutions pad by "same"; the published code pads the input by 100 px instead, which costs 2.6 times the time.
+    are.  Convolutions pad by "same"; the published code pads the input by 100 px, which takes 2.6 times as long.
 
     width       multiplies the number of channels of every layer; 1 is VGG16
     batch_norm  normalise after each convolution; needed to train from scratch
@@ -28,12 +49,13 @@ class FCN8VGG16(nn.Module):
     def __init__(self, num_classes: int, width: float = 1.0, batch_norm: bool = False, finest_pool: int = 3,
                  hidden: int = FULLY_CONNECTED):
         super().__init__()
-        self.config = dict(num_classes=num_classes, width=width, batch_norm=batch_norm, finest_pool=finest_pool, hidden=hidden)
+        self.config = dict(num_classes=num_classes, width=width, batch_norm=batch_norm, finest_pool=finest_pool,
+                           hidden=hidden)
         layers: list[nn.Module] = []
         channels, pool_channels = 3, []
         for block in VGG16_BLOCKS:
             for out in (int(c * width) for c in block):
-                layers.append(nn.Conv2d(channels, out, 3, padding=1, bias=not batch_norm))
+                layers.append(nn.Conv2d(channels, out, 3, padding=1))
                 layers += [nn.BatchNorm2d(out)] if batch_norm else []
                 layers.append(nn.ReLU(inplace=True))
                 channels = out
@@ -41,7 +63,7 @@ class FCN8VGG16(nn.Module):
             pool_channels.append(channels)
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(  # VGG16's fully connected layers as convolutions, under torchvision's indices
-            nn.Conv2d(channels, hidden, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout2d(),
+            WideConv2d(channels, hidden, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout2d(),
             nn.Conv2d(hidden, hidden, 1), nn.ReLU(inplace=True), nn.Dropout2d())  # fmt: skip
         self.score = nn.Conv2d(hidden, num_classes, 1)
         self.skips = nn.ModuleDict(
@@ -49,6 +71,7 @@ class FCN8VGG16(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size, pool, pooled = x.shape[-2:], 0, {}
+        x = (x - IMAGENET_MEAN) / IMAGENET_STD
         for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.MaxPool2d):
@@ -59,3 +82,36 @@ class FCN8VGG16(nn.Module):
             skipped = skip(pooled[name])
             scores = F.interpolate(scores, skipped.shape[-2:], mode="bilinear", align_corners=False) + skipped
         return F.interpolate(scores.float(), size, mode="bilinear", align_corners=False)
+
+
+def load_imagenet(network: FCN8VGG16, path: str | Path | None = None) -> list[str]:
+    """Fill a full-width network without batch norm with VGG16's ImageNet weights.   -> names of layers it did not find.
+
+    path: a file in torchvision's format; without it torch.hub's cache, or a download whose hash is checked.  VGG16's
+    first two fully connected layers become convolutions; a file may lack them.  Score layers always start anew.
+    """
+    source = path or IMAGENET_URL
+    try:
+        if path:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            state = torch.hub.load_state_dict_from_url(IMAGENET_URL, map_location="cpu", check_hash=True,
+                                                       weights_only=True)
+    except (URLError, OSError) as error:
+        raise ScanError(f"{source}: ImageNet weights cannot be had ({error}); name a file with --imagenet FILE, "
+                        "or train from scratch with --imagenet none, which costs accuracy and time") from None
+    except Exception as error:  # whatever a damaged or foreign file makes of the reader
+        raise ScanError(f"{source}: is damaged or no file of weights ({first_line(error)}); "
+                        "expected torchvision's vgg16 parameters") from None
+    own = network.state_dict()
+    if not isinstance(state, dict) or not any(name in own for name in state):
+        raise ScanError(f"{source}: holds no parameter of VGG16, expected features.0.weight and so on")
+    for name, value in state.items():
+        if name in own:
+            if value.numel() != own[name].numel():
+                raise ScanError(f"{source}: {name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}; "
+                                "ImageNet weights fit the full width without batch norm")
+            own[name] = value.reshape(own[name].shape).to(own[name].dtype)
+    network.load_state_dict(own)
+    return sorted({name.rpartition(".")[0] for name in own if name not in state} - {"score"}
+                  - {name.rpartition(".")[0] for name in own if name.startswith("skips.")})

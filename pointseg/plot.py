@@ -4,7 +4,6 @@ Matplotlib's objects without pyplot: nothing global is touched, and every functi
 """
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,19 +13,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
+from pointseg.files import whole_file
 from pointseg.slices import AXES
 from pointseg.train import History
-from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, ScanError
+from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED
 
 # Okabe and Ito (2008).  In this order neighbouring vertebrae differ most, whichever kind of cone cell is missing.
 COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#F0E442", "#009E73")  # L1..L5
 VERTEBRA_COLOUR = "#CC79A7"  # any vertebra, where a model does not tell the level
 MODEL_COLOURS = ("#004488", "#BB5566", "#997700", "#6699CC", "#000000")  # curves: none of the vertebrae's colours
-DPI, WIDTH_INCH = 120, 1600 / 120
+DPI, WIDTH_INCH, HEIGHT_INCH = 120, 1600 / 120, 9.0  # the largest pictures: 1600 px wide, planes 1080 px high
 POINT_SLICES = 2  # points on so many slices to either side are shown too: a single slice has few
 MARGIN_MM = 25.0  # shown around the labels in `stages`
-WINDOW_MM, WINDOW_PERCENTILES = 60.0, (0.5, 99.5)  # grey values are spread over what lies around the labels
+WINDOW_MM, WINDOW_PERCENTILES = 60.0, (0.5, 99.0)  # grey values are spread over what lies around the labels
+RIM = [withStroke(linewidth=2, foreground="black")]  # so that light marks are seen on light tissue
 SIDES = {"transverse": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # left, right, top and bottom of a plane
 
 
@@ -41,16 +43,8 @@ class Figure(matplotlib.figure.Figure):
 
 def save(figure: matplotlib.figure.Figure, path: str | Path) -> None:
     """Write a PNG file, whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=DPI)
-        os.replace(part, path)
-    except OSError as error:
-        raise ScanError(f"{path}: cannot be written ({error}); check the folder, its permissions and the disk") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def overlay(ax: Axes, image: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float], opacity: float = 0.45,
@@ -61,16 +55,17 @@ def overlay(ax: Axes, image: np.ndarray, labels: np.ndarray, spacing_mm: tuple[f
     and white, by default the plane's lowest and highest.
     """
     low, high = window or (image.min(), image.max())
-    ax.imshow(image, "gray", vmin=low, vmax=high, aspect=spacing_mm[0] / spacing_mm[1], interpolation="bilinear")
+    ax.imshow(image, "gray", vmin=low, vmax=high, interpolation="bilinear")
     colours = np.zeros((256, 4))  # by label: red, green, blue, opacity
     for k in range(1, len(CLASSES)):
         colours[k] = *to_rgb(VERTEBRA_COLOUR if binary else COLOURS[k - 1]), opacity
-    ax.imshow(colours[labels], aspect=spacing_mm[0] / spacing_mm[1], interpolation="nearest")
+    ax.imshow(colours[labels], interpolation="nearest")
     for k in np.unique(labels[_foreground(labels)]) if outline else ():
         inside = np.pad(labels == k, 1)  # so that the line closes at the plane's edge
         rows, columns = np.arange(-1, labels.shape[0] + 1), np.arange(-1, labels.shape[1] + 1)
         ax.contour(columns, rows, inside, [0.5], colors=[colours[k, :3]], linewidths=1)
-    ax.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
+    ax.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5), xticks=[], yticks=[],
+           aspect=spacing_mm[0] / spacing_mm[1])
     ax.spines[:].set_visible(False)
 
 
@@ -80,19 +75,16 @@ def three_planes(volume_image: np.ndarray, labels: np.ndarray, spacing_mm: tuple
 
     volume_image (z, y, x) CT or MR, labels (z, y, x) uint8 0..5; without labels through the centre of the image.
     """
-    z_mm, y_mm, x_mm = np.array(labels.shape) * spacing_mm
-    inch_per_mm = min(WIDTH_INCH / (2 * x_mm + y_mm), 7 / max(z_mm, y_mm))
-    figure = Figure((max(6, (2 * x_mm + y_mm) * inch_per_mm), max(z_mm, y_mm) * inch_per_mm + 1), layout="compressed")
     centre = _centre(labels)
     window = _window(volume_image, centre, spacing_mm)
-    for ax, (name, axis) in zip(figure.subplots(1, 3, width_ratios=(x_mm, x_mm, y_mm)), AXES.items(), strict=True):
+    figure, axes = _in_one_scale([list(AXES)], np.array(labels.shape) * spacing_mm, title)
+    for ax, (plane, axis) in zip(axes[0], AXES.items(), strict=True):
         overlay(ax, volume_image.take(centre[axis], axis), labels.take(centre[axis], axis),
                 np.delete(spacing_mm, axis), window=window)
-        ax.set_title(name)
-        for side, x, y in zip(SIDES[name], (0.02, 0.98, 0.5, 0.5), (0.5, 0.5, 0.98, 0.02), strict=True):
-            ax.text(x, y, side, color="white", transform=ax.transAxes, ha={0.02: "left", 0.98: "right"}.get(x, "center"),
-                    va={0.02: "bottom", 0.98: "top"}.get(y, "center"))
-    figure.suptitle(title)
+        ax.set_title(plane, fontsize=11)
+        for side, x, y in zip(SIDES[plane], (0, 1, 0.5, 0.5), (0.5, 0.5, 1, 0), strict=True):
+            ax.annotate(side, (x, y), (10 - 20 * x, 10 - 20 * y), xycoords="axes fraction", textcoords="offset points",
+                        ha="center", va="center", color="white", path_effects=RIM)
     _legend(figure)
     return figure
 
@@ -101,35 +93,31 @@ def stages(image: np.ndarray, predictions: dict[str, np.ndarray], spacing_mm: tu
            title: str = "", binary: Sequence[str] = ("transverse",)) -> Figure:
     """The procedure on one scan: a column for the image and each of its label volumes, a row for each plane.
 
-    All (z, y, x).  The planes meet in the centre of the last entry's labels, and end MARGIN_MM outside them.  Labels
-    that are mostly UNLABELLED are shown as points; those named in `binary` hold 1 for any vertebra.
+    All (z, y, x).  The planes meet in the centre of the last entry's labels and end MARGIN_MM outside them; all have
+    one scale.  Labels that are mostly UNLABELLED are shown as points; those named in `binary` hold 1 for any vertebra.
     """
     last = list(predictions.values())[-1]
     box = _box(last, spacing_mm)
     centre = _centre(last[box])
     window = _window(image[box], centre, spacing_mm)
+    columns = {"image": np.zeros_like(last), **predictions}
+    rows = ("sagittal", "coronal", "transverse")
     extent_mm = np.array(last[box].shape) * spacing_mm
-    z_mm, y_mm, x_mm = extent_mm
-    count = 1 + len(predictions)
-    inch_per_mm = min(WIDTH_INCH / count, 3) / max(y_mm, x_mm)
-    figure = Figure((max(6, count * max(y_mm, x_mm) * inch_per_mm), (2 * z_mm + y_mm) * inch_per_mm + 1.2),
-                    layout="compressed")
-    grid = figure.subplots(3, count, squeeze=False, height_ratios=(z_mm, z_mm, y_mm))
-    empty = np.zeros_like(last)
-    for column, (name, labels) in enumerate({"image": empty, **predictions}.items()):
-        sparse = np.mean(labels == UNLABELLED) > 0.5
-        grid[0, column].set_title(name.replace("_", " "), fontsize=11)
-        for ax, plane in zip(grid[:, column], ("sagittal", "coronal", "transverse"), strict=True):
+    figure, axes = _in_one_scale([[plane] * len(columns) for plane in rows], extent_mm, title)
+    for column, (name, labels) in enumerate(columns.items()):
+        sparse = _sparse(labels)
+        shown = np.zeros_like(labels) if sparse else labels
+        for ax, plane in zip(axes[:, column], rows, strict=True):
             axis, at = AXES[plane], centre[AXES[plane]]
-            overlay(ax, image[box].take(at, axis), (empty if sparse else labels)[box].take(at, axis),
-                    np.delete(spacing_mm, axis), binary=name in binary, window=window)
+            overlay(ax, image[box].take(at, axis), shown[box].take(at, axis), np.delete(spacing_mm, axis),
+                    binary=name in binary, window=window)
             if sparse:
                 _points(ax, labels[box], axis, at)
-            if column == 0:
-                ax.set_ylabel(plane, fontsize=11)
-    figure.suptitle(title)
+        axes[0, column].set_title(name.replace("_", " "), fontsize=11)
+    for ax, plane in zip(axes[:, 0], rows, strict=True):
+        ax.set_ylabel(plane, fontsize=11)
     _legend(figure, vertebra=any(name in binary for name in predictions),
-            points=any(np.mean(labels == UNLABELLED) > 0.5 for labels in predictions.values()))
+            points=any(_sparse(labels) for labels in predictions.values()))
     return figure
 
 
@@ -161,7 +149,7 @@ def curves(histories: dict[str, History]) -> Figure:
     handles = left.get_legend_handles_labels()[0] + [
         Line2D([], [], linestyle="", marker="|", color="grey", markersize=14, label="learning rate divided"),
         Line2D([], [], linestyle="", marker="o", color="grey", markersize=7, label="best on validation scans")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(7, len(handles)), frameon=False)
     return figure
 
 
@@ -175,6 +163,8 @@ def class_scores(scores: dict[str, Sequence[float]]) -> Figure:
             ax.bar(x, values[k] if defined else 0, 0.16, color=colour)
             ax.annotate(f"{values[k]:.2f}" if defined else "n/a", (x, values[k] if defined else 0), (0, 2),
                         textcoords="offset points", ha="center", fontsize=8)
+    ax.grid(axis="y", alpha=0.3)
+    ax.set_axisbelow(True)
     ax.set(ylim=(0, 1), ylabel="Dice (0 to 1)", xlim=(-0.5, len(scores) - 0.5))
     ax.set_xticks(range(len(scores)), [name.replace("_", " ") for name in scores])
     ax.spines[["top", "right"]].set_visible(False)
@@ -184,11 +174,11 @@ def class_scores(scores: dict[str, Sequence[float]]) -> Figure:
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     """Confusion matrix (K, K), rows truth, in percent of each true class; a class without voxels has an empty row."""
-    figure = Figure((1.9 + 0.8 * len(names), 1.2 + 0.7 * len(names)), layout="constrained")
+    figure = Figure((2.4 + 0.95 * len(names), 1 + 0.7 * len(names)), layout="constrained")
     ax = figure.subplots()
     total = matrix.sum(1, keepdims=True)
     percent = np.divide(100 * matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
-    picture = ax.imshow(percent, "Blues", vmin=0, vmax=100)
+    picture = ax.imshow(percent, "Blues", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(percent):
         ax.text(column, row, f"{value:.1f}" if np.isfinite(value) else "n/a", ha="center", va="center",
                 color="white" if value > 60 else "black")
@@ -197,6 +187,27 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     ax.set(xlabel="prediction", ylabel="truth")
     figure.colorbar(picture, label="% of the true class's voxels")
     return figure
+
+
+def _in_one_scale(planes: list[list[str]], extent_mm: np.ndarray, title: str) -> tuple[Figure, np.ndarray]:
+    """A figure with axes (rows, columns) for these planes of a volume of extent_mm (z, y, x), a millimetre equally
+    long in all of them.  Placed by hand: matplotlib's layouts fill each cell and so change the scale."""
+    sizes_mm = np.array([[np.delete(extent_mm, AXES[plane]) for plane in row] for row in planes])
+    rows_mm, columns_mm = sizes_mm[..., 0].max(1), sizes_mm[..., 1].max(0)
+    left, top, bottom, gap = 0.35, 0.75 if title else 0.4, 0.5, 0.06  # inch
+    inch_per_mm = min((WIDTH_INCH - left - gap * len(columns_mm)) / columns_mm.sum(), HEIGHT_INCH / rows_mm.sum())
+    rows, columns = rows_mm * inch_per_mm + gap, columns_mm * inch_per_mm + gap  # inch
+    width, height = max(8, left + columns.sum()), rows.sum() + top + bottom
+    left += (width - left - columns.sum()) / 2
+    figure = Figure((width, height))
+    figure.text(0.5, 1 - 0.3 / height, title, ha="center", fontsize=12)
+    axes = np.empty(sizes_mm.shape[:2], object)
+    for i, j in np.ndindex(axes.shape):
+        h, w = sizes_mm[i, j] * inch_per_mm
+        x = left + columns[:j].sum() + (columns[j] - w) / 2
+        y = height - top - rows[:i].sum() - (rows[i] + h) / 2
+        axes[i, j] = figure.add_axes((x / width, y / height, w / width, h / height))
+    return figure, axes
 
 
 def _foreground(labels: np.ndarray) -> np.ndarray:
@@ -209,13 +220,18 @@ def _centre(labels: np.ndarray) -> list[int]:
     return np.rint(found.mean(0)).astype(int).tolist() if len(found) else [n // 2 for n in labels.shape]
 
 
+def _sparse(labels: np.ndarray) -> bool:
+    return np.mean(labels == UNLABELLED) > 0.5
+
+
 def _box(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, ...]:
     """The labels' bounding box and MARGIN_MM around it; everything where there are none."""
     found = np.argwhere(_foreground(labels))
     if not len(found):
         return (slice(None),) * 3
     margin = np.ceil(MARGIN_MM / np.array(spacing_mm)).astype(int)
-    return tuple(slice(a, b) for a, b in zip(np.maximum(found.min(0) - margin, 0), found.max(0) + margin + 1))
+    return tuple(slice(a, b) for a, b in zip(np.maximum(found.min(0) - margin, 0), found.max(0) + margin + 1,
+                                                 strict=True))
 
 
 def _window(image: np.ndarray, centre: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float]:
@@ -232,9 +248,9 @@ def _points(ax: Axes, labels: np.ndarray, axis: int, at: int) -> None:
     for k in range(len(CLASSES)):
         _, rows, columns = np.nonzero(near == k)
         if k == BACKGROUND:
-            ax.scatter(columns, rows, 14, "white", "x", linewidths=0.8)
+            ax.scatter(columns, rows, 14, "white", marker="x", linewidths=0.9, path_effects=RIM)
         else:
-            ax.scatter(columns, rows, 9, COLOURS[k - 1], linewidths=0)
+            ax.scatter(columns, rows, 10, COLOURS[k - 1], edgecolors="black", linewidths=0.3)
 
 
 def _legend(figure: Figure, vertebra: bool = False, points: bool = False) -> None:
@@ -244,4 +260,5 @@ def _legend(figure: Figure, vertebra: bool = False, points: bool = False) -> Non
     if points:
         handles.append(Line2D([], [], linestyle="", marker="X", color="white", markeredgecolor="grey", markersize=8,
                               label="background point"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    place = "outside lower center" if figure.get_layout_engine() else "lower center"
+    figure.legend(handles=handles, loc=place, ncols=len(handles), frameon=False)

@@ -12,7 +12,7 @@ from skimage.exposure import equalize_adapthist
 
 from pointseg.volume import Volume
 
-CT_WINDOW_HU = (-200.0, 1000.0)  # fat to cortical bone; a fixed window, so that metal cannot compress the contrast of bone
+CT_WINDOW_HU = (-200.0, 1000.0)  # fat to cortical bone; fixed, so that metal cannot compress the contrast of bone
 MR_PERCENTILES = (0.5, 99.5)  # MR has no unit, and a few very bright voxels
 CLAHE_BINS, CLAHE_KERNEL_MM, CLAHE_CLIP = 256, 50.0, 0.009
 SAGITTAL = 2

@@ -5,7 +5,6 @@ Every stage is a function, so that a notebook can run them one by one.
 """
 
 import json
-import os
 import resource
 import sys
 import time
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from pointseg.datasets import Case, Split, split_cases
 from pointseg.evaluate import Evaluation, evaluate, evaluate_model, number, one_hot
+from pointseg.files import whole_file
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.losses import Step, Term, extent_term
@@ -85,9 +85,9 @@ def draw_points(scans: Sequence[Prepared], seed: int) -> list[Labelled]:
 def point_weights(points: Sequence[Labelled], validation: Sequence[Prepared], num_classes: int, power: float) -> Tensor:
     """Class weights that undo how points are drawn: (share of voxels / share of points) ** power.   -> (K,), mean 1.
 
-    Five background points stand for far more pixels than three points in a vertebra.  Weighted by what each point stands
-    for (power 1), the point loss estimates the cross-entropy of the full mask; unweighted (power 0, the thesis) it lets
-    vertebrae grow.  The shares of voxels come from the masks of the validation scans, those of points from the labels.
+    Five background points stand for far more pixels than three points in a vertebra.  Weighted by what each point
+    stands for (power 1), the point loss estimates the full mask's cross-entropy; unweighted (power 0, the thesis) it
+    lets vertebrae grow.  The shares of voxels come from the validation scans' masks, those of points from the labels.
     """
     def shares(maps: list[np.ndarray]) -> np.ndarray:
         counts = sum(np.bincount(m[m != UNLABELLED], minlength=len(CLASSES)) for m in maps).astype(float)
@@ -96,7 +96,7 @@ def point_weights(points: Sequence[Labelled], validation: Sequence[Prepared], nu
 
     voxels, drawn = shares([scan.mask for scan in validation]), shares([p.labels for p in points])
     ratio = np.divide(voxels, drawn, out=np.zeros(num_classes), where=drawn > 0)
-    ratio[ratio == 0] = ratio[1:].max(initial=0) or 1.0  # a class that validation or training lacks: as the other vertebrae
+    ratio[ratio == 0] = ratio[1:].max(initial=0) or 1.0  # a class that is missing there: as the other vertebrae
     weights = ratio**power
     return torch.tensor(weights / weights.mean(), dtype=torch.float32)
 
@@ -142,10 +142,9 @@ def terms_named(letters: str) -> list[tuple[float, Term]]:
     return [term for letter in letters for term in TERMS[letter]]
 
 
-def hard_predictions(models: dict[str, Model], scans: Sequence[Prepared], name: str) -> list[dict[str, np.ndarray]]:
-    """Per scan, each model's labels (z, y, x) uint8 by axis."""
-    return [{axis: model.probabilities(scan).argmax(0).astype(np.uint8) for axis, model in models.items()}
-            for scan in tqdm(scans, name, unit="scan")]
+def hard_predictions(models: dict[str, Model], scan: Prepared) -> dict[str, np.ndarray]:
+    """Each model's labels (z, y, x) uint8 of one scan, by the model's name."""
+    return {name: model.probabilities(scan).argmax(0).astype(np.uint8) for name, model in models.items()}
 
 
 def choose_smoothing(predictions: Sequence[dict[str, np.ndarray]], scans: Sequence[Prepared]) -> tuple[int, int]:
@@ -200,7 +199,8 @@ class Table:
                 ("weak model, coronal", "coronal"), ("weak model, sagittal", "sagittal"),
                 ("pseudo mask, test scans", "pseudo_mask"), ("pseudo mask, training scans", "pseudo_mask_train"),
                 ("result (points only)", "result"))
-        lines = [f"Dice_wi on {len(self.split['test'])} test scans, {self.data}, profile {self.profile}, seed {self.seed}",
+        lines = [f"Dice_wi on {len(self.split['test'])} test scans: {self.data}, profile {self.profile}, "
+                 f"terms {self.terms}, seed {self.seed}",
                  f"{'':<36}{'own grid':>10}{'prepared':>10}{'thesis':>10}"]
         for title, name in rows:
             e, thesis = self.scores[name], THESIS_TABLE.get(name)
@@ -223,18 +223,17 @@ def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str = "PC
     print(", ".join(f"{len(cases)} {part}" for part, cases in names.items()) + " scans")
     scans = prepare_split(split, profile)
     points = draw_points(scans.train, seed)
-    models, histories = {}, {}
+    weak, histories = {}, {}
     for axis in AXES:
-        models[axis], histories[axis] = train_weak(points, scans.validation, axis, profile, seed, weak_terms, names)
-    smoothing = choose_smoothing(hard_predictions(models, scans.validation, "fusing validation scans"), scans.validation)
+        weak[axis], histories[axis] = train_weak(points, scans.validation, axis, profile, seed, weak_terms, names)
+    predictions = [hard_predictions(weak, scan) for scan in tqdm(scans.validation, "choosing smoothing", unit="scan")]
+    smoothing = choose_smoothing(predictions, scans.validation)
 
     def fused(scan: Prepared) -> np.ndarray:
-        (parts,) = hard_predictions(models, [scan], "fusing")
-        return pseudo_mask(**parts, denoise=smoothing[0], erosion=smoothing[1])
+        return pseudo_mask(**hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1])
 
-    pseudo = [pseudo_mask(**p, denoise=smoothing[0], erosion=smoothing[1])
-              for p in hard_predictions(models, scans.train, "fusing training scans")]
-    weak = dict(models)
+    pseudo = [fused(scan) for scan in tqdm(scans.train, "fusing pseudo masks", unit="scan")]
+    models = dict(weak)
     for name, labels in (("result", pseudo), ("reference", [scan.mask for scan in scans.train])):
         labelled = [Labelled(scan, mask) for scan, mask in zip(scans.train, labels, strict=True)]
         models[name], histories[name] = train_full(labelled, scans.validation, "sagittal", profile, seed, names, name)
@@ -246,10 +245,8 @@ def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str = "PC
                                            models["result"].prepare, split.train, len(CLASSES))
     example_scan = scans.test[0]
     example = {"points": draw_points([example_scan], seed)[0].labels}
-    example |= {axis: model.probabilities(example_scan).argmax(0).astype(np.uint8) for axis, model in weak.items()}
-    example["pseudo mask"] = fused(example_scan)
-    example |= {name: models[name].probabilities(example_scan).argmax(0).astype(np.uint8)
-                for name in ("result", "reference")}
+    example |= hard_predictions(weak, example_scan) | {"pseudo mask": fused(example_scan)}
+    example |= hard_predictions({name: models[name] for name in ("result", "reference")}, example_scan)
     example["truth"] = example_scan.mask
     return Table(scores, histories, models, names, smoothing,
                  float(np.mean([mean_further_points(p.labels) for p in points])), time.monotonic() - start, seed,
@@ -286,15 +283,8 @@ def write_table(table: Table, out: Path) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
         part.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(part, path)
-    except OSError as error:
-        raise ScanError(f"{path}: cannot be written ({error}); check the folder, its permissions and the disk") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def peak_rss_mb() -> float:

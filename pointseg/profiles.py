@@ -1,11 +1,12 @@
 """The two profiles: same code, other numbers.   DESIGN: section 6 of the procedure's notes; thesis section 4.2."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from pointseg.losses import (Term, consistency_term, extent_term, moved_point_term, point_term, separation_term)
-from pointseg.network import FULLY_CONNECTED, FCN8VGG16
+from pointseg.losses import Term, consistency_term, extent_term, moved_point_term, point_term, separation_term
+from pointseg.network import FCN8VGG16, FULLY_CONNECTED, load_imagenet
 from pointseg.slices import Augmentation
 from pointseg.train import Schedule
 
@@ -23,16 +24,20 @@ class Profile:
     batch_norm: bool
     finest_pool: int
     hidden: int
-    imagenet: bool  # start from ImageNet weights
+    imagenet: bool  # start from ImageNet weights: from imagenet_file, or where that is None from torch.hub
     point_weighting: float  # 0: every point counts the same (thesis); 1: as many as the pixels it stands for
     weak: Schedule
     full: Schedule  # the final model and the reference
     augmentation: Augmentation
+    imagenet_file: Path | None = None
 
     def network(self, num_classes: int, seed: int) -> FCN8VGG16:
-        """A fresh network; its first weights depend on the seed alone."""
+        """A fresh network; its first weights depend on the seed alone, and on ImageNet's where the profile says so."""
         torch.manual_seed(seed)
-        return FCN8VGG16(num_classes, self.width, self.batch_norm, self.finest_pool, self.hidden)
+        network = FCN8VGG16(num_classes, self.width, self.batch_norm, self.finest_pool, self.hidden)
+        if self.imagenet:
+            load_imagenet(network, self.imagenet_file)
+        return network
 
 
 AUGMENTATION = Augmentation(rotation_deg=6, log_scale=0.08, log_stretch=0.04, shift_px=5, log_gamma=0.25, contrast=0.1,
@@ -40,22 +45,22 @@ AUGMENTATION = Augmentation(rotation_deg=6, log_scale=0.08, log_stretch=0.04, sh
 
 CLASSROOM = Profile(
     name="classroom", grid_mm=2.0, input_px=192, width=0.25, batch_norm=True, finest_pool=2, hidden=256, imagenet=False,
-    point_weighting=0.7,
-    weak=Schedule(1e-3, (1, 3, 3, 3), (6, 3, 2, 1), round_steps=100, batch=8, patience=10, stop_after=100),
-    full=Schedule(1e-3, (1, 3, 3, 3), (12, 6, 3, 3), round_steps=100, batch=8, patience=10, stop_after=100),
+    point_weighting=0.65,
+    weak=Schedule(1e-3, (1, 3, 3, 3), (4, 2, 1, 1), round_steps=100, batch=8, patience=10, stop_after=100),
+    full=Schedule(1e-3, (1, 3, 3, 3), (7, 3, 2, 2), round_steps=100, batch=8, patience=10, stop_after=100),
     augmentation=AUGMENTATION)
 
 THESIS_SCHEDULE = Schedule(1e-4, (1, 10, 10, 50), (1000, 1000, 1000, 1000), round_steps=250, batch=6, patience=10,
                            stop_after=10)
 THESIS = Profile(
     name="thesis", grid_mm=1.0, input_px=352, width=1.0, batch_norm=False, finest_pool=3, hidden=FULLY_CONNECTED,
-    imagenet=True, point_weighting=0.7, weak=THESIS_SCHEDULE, full=THESIS_SCHEDULE, augmentation=AUGMENTATION)
+    imagenet=True, point_weighting=0.65, weak=THESIS_SCHEDULE, full=THESIS_SCHEDULE, augmentation=AUGMENTATION)
 
 PROFILES = {p.name: p for p in (CLASSROOM, THESIS)}
 
 TERMS: dict[str, list[tuple[float, Term]]] = {
     "P": [(1.0, point_term)],
-    "C": [(1.0, moved_point_term), (1.0, consistency_term)],  # L_P is taken on the transformed input's logits as well
-    "S": [(1.0, separation_term)],
+    "C": [(1.0, moved_point_term), (0.3, consistency_term)],  # L_P is taken on the transformed input's logits as well
+    "S": [(0.1, separation_term)],
     "E": [(1.0, extent_term)],
 }

@@ -54,9 +54,16 @@ def crop_corners(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[in
 
     Where the slice is smaller than the crop the corner is negative: the slice lies in its middle, padded on both sides.
     """
-    (top, bottom), (left, right) = ((0, n - s) if n > s else (-((s - n) // 2),) * 2 for n, s in zip(shape, size, strict=True))
-    centre = (-((size[0] - shape[0]) // 2), -((size[1] - shape[1]) // 2))
-    return [(top, left), (top, right), (bottom, left), (bottom, right), centre]
+    middle = [(n - s) // 2 if n > s else -((s - n) // 2) for n, s in zip(shape, size, strict=True)]
+    (top, bottom), (left, right) = ((0, n - s) if n > s else (m, m) for n, s, m in zip(shape, size, middle))
+    return [(top, left), (top, right), (bottom, left), (bottom, right), tuple(middle)]
+
+
+def tile_corners(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[int, int]]:
+    """First pixels of the crops that cover a slice: one where it fits, four corners up to twice the size, then more."""
+    rows, columns = ([(n - s) * i // max(1, -(-n // s) - 1) for i in range(-(-n // s))] if n > s else [-((s - n) // 2)]
+                     for n, s in zip(shape, size, strict=True))
+    return [(row, column) for row in rows for column in columns]
 
 
 def input_size(shapes: Sequence[tuple[int, int]], input_px: int) -> tuple[int, int]:
@@ -101,7 +108,8 @@ class SliceDataset(Dataset):
         # 0 means "outside" to grid_sample, and outside is unlabelled: shift the labels by one around the sampling.
         shifted = torch.from_numpy((labels + 1).astype(np.uint8))[None, None].float()
         sampled = F.grid_sample(shifted, grid, mode="nearest", align_corners=False)[0, 0]
-        return image, (sampled - 1).to(torch.int16).to(torch.uint8), torch.ones(self.num_classes, 1, 1, dtype=torch.bool)
+        everywhere = torch.ones(self.num_classes, 1, 1, dtype=torch.bool)
+        return image, (sampled - 1).to(torch.int16).to(torch.uint8), everywhere  # -1 becomes 255, UNLABELLED
 
     def _draw_affine(self, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, float]:
         """matrix (2, 2) and offset (2,): output pixel (row, column) -> slice pixel; and the mean scale."""
@@ -109,7 +117,8 @@ class SliceDataset(Dataset):
         corner = np.array(crop_corners(shape, self.size)[rng.integers(5)])
         angle = np.deg2rad(a.rotation_deg * rng.standard_normal())
         scale, stretch = np.exp(a.log_scale * rng.standard_normal()), np.exp(a.log_stretch * rng.standard_normal())
-        matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag((stretch, 1 / stretch))
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        matrix = turn @ np.diag((scale * stretch, scale / stretch))
         centre = (np.array(self.size) - 1) / 2
         offset = corner + centre - matrix @ centre + a.shift_px * rng.standard_normal(2)
         return matrix, offset, float(scale)
@@ -119,7 +128,7 @@ class SliceDataset(Dataset):
         gamma, gain = np.exp(a.log_gamma * rng.standard_normal()), 1 + a.contrast * rng.standard_normal()
         offset, sigma = a.contrast * rng.standard_normal() / 2, a.noise * rng.random()
         if gamma != 1:
-            image = image.clamp(min=1e-6) ** gamma
+            image = image.clamp(min=0) ** gamma
         if gain != 1 or offset:
             image = torch.where(image > 1e-5, image * gain + offset, image)  # padding and air stay black
         if sigma:
@@ -152,10 +161,10 @@ def _sampling_grid(matrix: np.ndarray, offset: np.ndarray, size: tuple[int, int]
 
 
 def inference_crops(scan: Prepared, axis: int, input_px: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Per slice: crops (N, 3, h, w) float32 and their corners (N, 2); one crop where the slice fits, else four corners."""
+    """Per slice: crops (N, 3, h, w) float32 and their corners (N, 2), as in `tile_corners`."""
     shape = tuple(np.delete(scan.image.shape, axis))
     size = input_size([shape], input_px)
-    corners = sorted(set(crop_corners(shape, size)[:4]))
+    corners = tile_corners(shape, size)
     for index in range(scan.image.shape[axis]):
         stack = slice_stack(scan.image, axis, index, scan.spacing_mm[axis])
         crops = np.zeros((len(corners), 3, *size), np.float32)

@@ -1,12 +1,10 @@
 """One training loop for weak, final and reference models, and the models it saves."""
 
 import copy
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -116,17 +114,19 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
             step += schedule.round_steps
             losses = {key: float(torch.stack([v[key] for v in values]).mean()) for key in values[0]}
             if not np.isfinite(losses["total"]):
-                raise FloatingPointError(f"{name}: the loss is {losses['total']} after {step} steps; lower the learning rate")
+                raise FloatingPointError(f"{name}: the loss is {losses['total']} after {step} steps; "
+                                         "lower the learning rate")
             score = validate(network)
             history.rounds.append(Round(step, rate, losses, score, time.monotonic() - start))
             bar.update(schedule.round_steps)
             bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items()} | {"val": f"{score:.3f}"}, refresh=False)
-            if score > history.best_validation:
+            gained = score > history.best_validation
+            if gained:
                 history.best_validation, history.best_step, bests_without_gain = score, step, 0
                 best_weights = copy.deepcopy(network.state_dict())
             stalled += 1
             if losses["total"] < best_loss:
-                best_loss, stalled, bests_without_gain = losses["total"], 0, bests_without_gain + 1
+                best_loss, stalled, bests_without_gain = losses["total"], 0, bests_without_gain + (not gained)
             if bests_without_gain >= schedule.stop_after or stalled >= schedule.patience:
                 break
         if bests_without_gain >= schedule.stop_after:

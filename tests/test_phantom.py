@@ -46,11 +46,11 @@ def test_the_seed_decides_everything(modality):
 
 
 def test_no_global_random_state():
-    np.random.seed(0)
-    before = np.random.get_state()[1].copy()
+    np.random.seed(0)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     a = make_phantom(3, "MR", spacing_mm=4.0)
-    assert np.array_equal(before, np.random.get_state()[1])
-    np.random.seed(1)
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    np.random.seed(1)  # noqa: NPY002
     assert np.array_equal(a.image, make_phantom(3, "MR", spacing_mm=4.0).image)
 
 

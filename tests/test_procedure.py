@@ -51,7 +51,8 @@ def test_table1_writes_all_it_promises(run_folder):
 def test_evaluate_gives_the_number_of_table1(run_folder, tmp_path, name):
     arguments = ["evaluate", str(run_folder / f"{name}.pt"), "--data", str(run_folder / "scans"), "--split", "test"]
     assert cli.main([*arguments, "--json", str(tmp_path / "scores.json")]) == 0
-    scores, table = json.loads((tmp_path / "scores.json").read_text()), json.loads((run_folder / "table1.json").read_text())
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    table = json.loads((run_folder / "table1.json").read_text())
     assert scores["dice_wi"] == table[name]
     assert scores["dice_wi_prepared"] == table["prepared"][name]
     assert scores["per_class"] == table["per_class"][name]

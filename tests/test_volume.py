@@ -9,8 +9,17 @@ import pytest
 import SimpleITK as sitk
 
 from pointseg import files
-from pointseg.volume import (CLASSES, VERSE_TO_CLASS, Geometry, ScanError, Volume, read_volume, to_own_geometry,
-                             write_mask, write_volume)
+from pointseg.volume import (
+    CLASSES,
+    VERSE_TO_CLASS,
+    Geometry,
+    ScanError,
+    Volume,
+    read_volume,
+    to_own_geometry,
+    write_mask,
+    write_volume,
+)
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real scans (../shared/data) are not here")

@@ -1,0 +1,170 @@
+"""FCN8 on VGG16: torchvision's names and weights, and the forward pass once more in plain functions."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pointseg.files import ScanError
+from pointseg.network import FCN8VGG16, load_imagenet
+
+WEIGHTS = Path(__file__).parents[2] / "shared" / "weights" / "vgg16_features_imagenet.pth"
+
+# torchvision.models.vgg16().features: index, in and out channels of its 13 convolutions
+VGG16 = ((0, 3, 64), (2, 64, 64), (5, 64, 128), (7, 128, 128), (10, 128, 256), (12, 256, 256), (14, 256, 256),
+         (17, 256, 512), (19, 512, 512), (21, 512, 512), (24, 512, 512), (26, 512, 512), (28, 512, 512))
+VGG16_BN = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)  # vgg16_bn: the same, each with its norm at index + 1
+
+
+def shapes_of(state, prefix: str = "features.") -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in state.items() if name.startswith(prefix)}
+
+
+def expected_shapes(batch_norm: bool) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for (i, before, after), i_norm in zip(VGG16, VGG16_BN, strict=True):
+        at = i_norm if batch_norm else i
+        shapes |= {f"features.{at}.weight": (after, before, 3, 3), f"features.{at}.bias": (after,)}
+        if batch_norm:
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                shapes[f"features.{at + 1}.{name}"] = (after,)
+            shapes[f"features.{at + 1}.num_batches_tracked"] = ()
+    return shapes
+
+
+def small(num_classes: int = 6, **kwargs) -> FCN8VGG16:
+    torch.manual_seed(0)
+    network = FCN8VGG16(num_classes, width=1 / 16, hidden=24, **kwargs).eval()
+    for name, x in network.state_dict().items():  # far from the start, where norms do nothing and signals vanish
+        if name.endswith("running_mean"):
+            x.normal_(0, 0.1)
+        elif x.ndim == 1 and not name.endswith("bias"):  # a norm's gain and variance
+            x.uniform_(0.5, 1.5)
+        elif x.is_floating_point():
+            x.normal_(0, (2 / x[0].numel()) ** 0.5)
+    return network
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["vgg16", "vgg16_bn"])
+def test_names_and_shapes_are_torchvisions(batch_norm):
+    with torch.device("meta"):
+        network = FCN8VGG16(6, batch_norm=batch_norm)
+    assert shapes_of(network.state_dict()) == expected_shapes(batch_norm)
+
+
+def test_fully_connected_layers_keep_their_indices():
+    """classifier.0 is torchvision's (4096, 25088) linear layer over 512 maps of 7 x 7, classifier.3 the next."""
+    with torch.device("meta"):
+        classifier = shapes_of(FCN8VGG16(6).state_dict(), "classifier.")
+    assert classifier == {"classifier.0.weight": (4096, 512, 7, 7), "classifier.0.bias": (4096,),
+                          "classifier.3.weight": (4096, 4096, 1, 1), "classifier.3.bias": (4096,)}
+    assert 512 * 7 * 7 == 25088
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the ImageNet weights (../shared/weights) are not here")
+def test_imagenet_weights_load():
+    state = torch.load(WEIGHTS, weights_only=True)
+    network = FCN8VGG16(6, hidden=8)
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert unexpected == []
+    assert not [name for name in missing if name.startswith("features.")]
+    assert shapes_of(state) == expected_shapes(batch_norm=False)
+    for name, x in network.state_dict().items():
+        if name in state:
+            assert (x == state[name]).all()
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the ImageNet weights (../shared/weights) are not here")
+def test_load_imagenet_names_what_the_file_lacks():
+    """The file holds the convolutions alone.  A network with norms has other shapes under these names."""
+    network, state = FCN8VGG16(2, hidden=8), torch.load(WEIGHTS, weights_only=True)
+    assert load_imagenet(network, WEIGHTS) == ["classifier.0", "classifier.3"]
+    for name, x in network.features.state_dict(prefix="features.").items():
+        assert (x == state[name]).all() and x.dtype == torch.float32
+    with pytest.raises(ScanError, match="vgg16_features_imagenet.*without batch norm"):
+        load_imagenet(FCN8VGG16(2, batch_norm=True, hidden=8), WEIGHTS)
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", {"other": torch.zeros(1)}, [1, 2]], ids=str)
+def test_load_imagenet_refuses(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ScanError, match=r"weights\.pth.*expected"):
+        load_imagenet(small(), path)
+    with pytest.raises(ScanError, match=r"none\.pth.*--imagenet"):
+        load_imagenet(small(), tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("num_classes", [2, 6])
+@pytest.mark.parametrize("size", [(32, 32), (32, 96), (160, 64)])
+def test_logits_for_every_pixel(size, num_classes):
+    logits = small(num_classes)(torch.rand(2, 3, *size))
+    assert logits.shape == (2, num_classes, *size) and logits.dtype == torch.float32
+
+
+def oracle(state, x: torch.Tensor, batch_norm: bool, finest_pool: int) -> torch.Tensor:
+    def conv(x, name, padding=0):
+        return F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), padding=padding)
+
+    x = (x - 0.449) / 0.226  # torchvision's mean and standard deviation, the same for every channel
+    i, pooled = 0, [x]
+    for convolutions in (2, 2, 3, 3, 3):
+        for _ in range(convolutions):
+            x = conv(x, f"features.{i}", 1)
+            if batch_norm:
+                i += 1
+                mean, var, gain, bias = (state[f"features.{i}.{name}"][:, None, None]
+                                         for name in ("running_mean", "running_var", "weight", "bias"))
+                x = (x - mean) / (var + 1e-5).sqrt() * gain + bias
+            x = x.clamp(min=0)
+            i += 2
+        x = F.max_pool2d(x, 2)
+        i += 1
+        pooled.append(x)
+    x = conv(conv(x, "classifier.0", 3).clamp(min=0), "classifier.3").clamp(min=0)
+    x = conv(x, "score")
+    for pool in range(4, finest_pool - 1, -1):
+        x = F.interpolate(x, scale_factor=2, mode="bilinear") + conv(pooled[pool], f"skips.pool{pool}")
+    return F.interpolate(x, scale_factor=2**finest_pool, mode="bilinear")
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("finest_pool", [2, 3, 4])
+def test_forward_equals_plain_functions(batch_norm, finest_pool):
+    network, x = small(batch_norm=batch_norm, finest_pool=finest_pool), torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = oracle(network.state_dict(), x, batch_norm, finest_pool)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
+
+
+@pytest.mark.parametrize("finest_pool, skips", [(5, []), (4, ["pool4"]), (3, ["pool4", "pool3"]),
+                                                (2, ["pool4", "pool3", "pool2"])])
+def test_finest_pool(finest_pool, skips):
+    """5 is FCN32, 4 FCN16, 3 FCN8.  With the deeper scores silenced, a pool's pixel answers for 2^pool pixels."""
+    network = small(finest_pool=finest_pool)
+    assert list(network.skips) == skips
+    channels = {"pool4": 32, "pool3": 16, "pool2": 8}  # 512, 256, 128 sixteenths
+    assert [network.skips[name].in_channels for name in skips] == [channels[name] for name in skips]
+    with torch.no_grad():
+        for layer in (network.score, *(network.skips[name] for name in skips[:-1])):
+            layer.weight.zero_(), layer.bias.zero_()
+        answer = network(torch.randn(1, 3, 64, 64))
+    coarse = F.avg_pool2d(answer[..., 32:, 32:], 2**finest_pool)
+    assert (coarse.std() > 0.01) == bool(skips)
+
+
+def test_dropout_only_in_training():
+    network, x = small(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert (network(x) == network(x)).all()
+        network.train()
+        assert (network(x) != network(x)).any()
+
+
+def test_config_builds_it_again():
+    network = small(num_classes=2, batch_norm=True, finest_pool=2)
+    again = FCN8VGG16(**network.config)
+    again.load_state_dict(network.state_dict())
+    assert again.config == network.config

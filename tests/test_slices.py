@@ -1,0 +1,313 @@
+"""Volumes into slices and back: nothing is moved, lost or relabelled on the way."""
+
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pointseg.preprocess import Prepared
+from pointseg.slices import (
+    AXES,
+    Augmentation,
+    Labelled,
+    SliceDataset,
+    crop_corners,
+    inference_crops,
+    input_size,
+    predict,
+    slice_stack,
+)
+from pointseg.volume import UNLABELLED
+
+PLAIN = Augmentation()
+STRONG = Augmentation(rotation_deg=20, log_scale=0.15, log_stretch=0.1, shift_px=4)
+
+
+def scan_of(shape: tuple[int, int, int], seed: int = 0, spacing_mm=(1.0, 1.0, 1.0)) -> Prepared:
+    rng = np.random.default_rng(seed)
+    return Prepared(rng.integers(0, 256, shape, np.uint8), rng.integers(0, 6, shape, np.uint8), spacing_mm, "scan")
+
+
+def dataset_of(labels: np.ndarray, axis: str = "sagittal", num_classes: int = 6, input_px: int = 32,
+               augmentation: Augmentation = PLAIN, seed: int = 0, **options) -> SliceDataset:
+    return SliceDataset([Labelled(scan_of(labels.shape), labels)], axis, num_classes, input_px, augmentation, seed,
+                        **options)
+
+
+def padded(plane: np.ndarray, size: tuple[int, int], value: float) -> np.ndarray:
+    """Symmetrically, the odd pixel after."""
+    before = [(s - n) // 2 for s, n in zip(size, plane.shape, strict=True)]
+    return np.pad(plane, [(b, s - n - b) for b, s, n in zip(before, size, plane.shape, strict=True)],
+                  constant_values=value)
+
+
+# --- slices with their neighbours ---
+
+@pytest.mark.parametrize("axis, plane", [(0, lambda v, i: v[i]), (1, lambda v, i: v[:, i]),
+                                         (2, lambda v, i: v[:, :, i])])
+@pytest.mark.parametrize("spacing_mm, step", [(1.0, 1), (2.0, 1), (0.5, 2), (0.34, 3)])
+def test_slice_stack(axis, plane, spacing_mm, step):
+    volume = np.arange(5 * 6 * 7).reshape(5, 6, 7)
+    for index in range(volume.shape[axis]):
+        neighbours = [i if 0 <= i < volume.shape[axis] else index for i in (index - step, index, index + step)]
+        expected = np.stack([plane(volume, i) for i in neighbours])
+        assert (slice_stack(volume, axis, index, spacing_mm) == expected).all()
+
+
+def test_the_edge_repeats_the_slice_itself():
+    volume = np.array([10, 20, 30]).reshape(3, 1, 1)
+    assert [slice_stack(volume, 0, i, 1.0).ravel().tolist() for i in range(3)] == [[10, 10, 20], [10, 20, 30],
+                                                                                  [20, 30, 30]]
+
+
+# --- crops ---
+
+@pytest.mark.parametrize("shape, size, corners", [
+    ((10, 12), (6, 7), [(0, 0), (0, 5), (4, 0), (4, 5), (2, 2)]),  # centre: half a pixel is rounded down
+    ((6, 7), (6, 7), [(0, 0)] * 5),
+    ((5, 4), (8, 8), [(-1, -2)] * 5),  # padded: 1 above and 2 below, 2 on either side
+    ((10, 4), (6, 8), [(0, -2), (0, -2), (4, -2), (4, -2), (2, -2)]),
+    ((4, 10), (8, 6), [(-2, 0), (-2, 4), (-2, 0), (-2, 4), (-2, 2)]),
+])
+def test_crop_corners_by_hand(shape, size, corners):
+    assert crop_corners(shape, size) == corners
+
+
+def test_input_size_by_hand():
+    """The largest slice is 70 x 33, so 96 x 64; at most 64."""
+    assert input_size([(20, 33), (70, 32)], 352) == (96, 64)
+    assert input_size([(20, 33), (70, 32)], 64) == (64, 64)
+    assert input_size([(32, 1)], 352) == (32, 32)
+
+
+# --- the dataset without augmentation ---
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "points"])
+@pytest.mark.parametrize("axis", AXES)
+def test_without_augmentation_items_are_padded_slices(axis, sparse):
+    labels = np.random.default_rng(1).choice(np.array([0, 1, 2, 3, 4, 5, UNLABELLED], np.uint8), (20, 31, 26))
+    dataset = dataset_of(labels, axis, sparse=sparse)
+    scan, number = dataset.scans[0].scan, AXES[axis]
+    assert len(dataset) == labels.shape[number]
+    for i in (0, 7, len(dataset) - 1):
+        image, target, extent = dataset[i]
+        stack = slice_stack(scan.image, number, i, 1.0) / 255
+        assert image.dtype == torch.float32
+        np.testing.assert_allclose(image, [padded(plane, (32, 32), 0) for plane in stack], atol=1e-4)
+        assert target.dtype == torch.uint8
+        assert (target.numpy() == padded(labels.take(i, number), (32, 32), UNLABELLED)).all()
+        assert extent.dtype == torch.bool and extent.shape == (6, 1, 1) and extent.all()
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "points"])
+def test_a_larger_slice_is_cropped_at_one_of_five_places(sparse):
+    labels = np.random.default_rng(1).integers(0, 6, (50, 40, 2)).astype(np.uint8)
+    dataset = dataset_of(labels, sparse=sparse)
+    seen = set()
+    for dataset.epoch in range(40):
+        image, target, _ = dataset[1]
+        places = [c for c in crop_corners((50, 40), (32, 32))
+                  if (target.numpy() == labels[c[0]:c[0] + 32, c[1]:c[1] + 32, 1]).all()]
+        assert len(places) == 1
+        (row, column), = places
+        crop = dataset.scans[0].scan.image[row:row + 32, column:column + 32, 1]
+        np.testing.assert_allclose(image[1], crop / 255, atol=1e-4)
+        seen.update(places)
+    assert len(seen) == 5
+
+
+def test_slices_without_labels_are_left_out():
+    labels = np.full((8, 9, 10), UNLABELLED, np.uint8)
+    labels[2, 3, 4], labels[5, 3, 7] = 0, 1
+    assert dataset_of(labels, "sagittal").index == [(0, 4), (0, 7)]
+    assert dataset_of(labels, "coronal").index == [(0, 3)]
+    scans = [Labelled(scan_of(labels.shape), x) for x in (np.full_like(labels, UNLABELLED), labels)]
+    assert SliceDataset(scans, "transverse", 6, 32, PLAIN, 0).index == [(1, 2), (1, 5)]
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "points"])
+def test_two_classes_join_the_vertebrae(sparse):
+    labels = np.array([0, 1, 3, 5, UNLABELLED], np.uint8).reshape(1, 1, 5)
+    target = dataset_of(labels, "transverse", num_classes=2, sparse=sparse)[0][1]
+    assert target[15, 13:18].tolist() == [0, 1, 1, 1, UNLABELLED]  # a 1 x 5 slice in the middle of 32 x 32
+    assert (target != UNLABELLED).sum() == 4
+
+
+def test_items_depend_on_seed_epoch_and_index_alone():
+    labels = np.random.default_rng(1).integers(0, 6, (20, 24, 6)).astype(np.uint8)
+    everything = Augmentation(*(0.1,) * len(astuple(PLAIN)))
+    dataset = dataset_of(labels, augmentation=everything, seed=5)
+    first = [dataset[i][0] for i in range(6)]
+    again = {i: dataset[i][0] for i in (5, 2, 2, 0, 4, 1, 3)}
+    assert all((first[i] == again[i]).all() for i in range(6))
+    dataset.epoch = 1
+    assert (dataset[3][0] != first[3]).any()
+    other = dataset_of(labels, augmentation=everything, seed=6)
+    assert (other[3][0] != first[3]).any()
+
+
+# --- augmentation ---
+
+@pytest.mark.parametrize("axis", AXES)
+def test_points_move_with_the_image(axis):
+    """A point, moved as a point, falls into the disc around it, moved as a map.  It is lost only with its disc."""
+    places = {0: (30, 12), 1: (8, 8), 2: (14, 30), 3: (22, 20), 4: (33, 34), 5: (2, 25)}
+    rows, columns = np.mgrid[:38, :40]
+    points, discs = np.full((2, 38, 40), UNLABELLED, np.uint8)
+    for k, (row, column) in places.items():
+        points[row, column] = k
+        discs[np.hypot(rows - row, columns - column) < 2.5] = k
+    points, discs = (np.repeat(np.expand_dims(x, AXES[axis]), 4, AXES[axis]) for x in (points, discs))
+    sparse = dataset_of(points, axis, input_px=32, augmentation=STRONG, sparse=True)
+    dense = dataset_of(discs, axis, input_px=32, augmentation=STRONG)
+    inside = lost = 0
+    for epoch in range(25):
+        sparse.epoch = dense.epoch = epoch
+        for i in range(4):
+            moved, disc = sparse[i][1].numpy(), dense[i][1].numpy()
+            at = moved != UNLABELLED
+            assert (moved[at] == disc[at]).all()
+            inside += at.sum()
+            framed = np.pad(disc, 1, constant_values=UNLABELLED)
+            framed[2:-2, 2:-2] = UNLABELLED  # the outermost pixels
+            for k in places:
+                assert (moved == k).sum() <= 1
+                if not (moved == k).any():
+                    assert (disc == k).sum() == 0 or (framed == k).any()
+                    lost += 1
+    assert inside > 200 and lost > 20  # both happen
+
+
+@pytest.mark.parametrize("augmentation", [PLAIN, Augmentation(rotation_deg=20, log_scale=0.2, shift_px=4)],
+                         ids=["plain", "moved"])
+def test_extent_moves_with_the_image(augmentation):
+    """Around a single point the extent is a disc of radius_mm, in slice pixels: the same disc as a moved map.
+
+    Pixels are 2 mm.  L3 has no point on this slice, and background never has an extent: all True.
+    """
+    labels, discs = np.full((2, 40, 44, 1), UNLABELLED, np.uint8)
+    labels[18, 24], discs[:] = 2, 0
+    rows, columns = np.mgrid[:40, :44]
+    discs[np.hypot(rows - 18, columns - 24) < 9] = 2
+    scan = scan_of(labels.shape, spacing_mm=(2.0, 2.0, 2.0))
+    sparse, dense = (SliceDataset([Labelled(scan, x)], "sagittal", 6, 64, augmentation, 0, **options)
+                     for x, options in ((labels, {"sparse": True, "radius_mm": 18.0}), (discs, {})))
+    for epoch in range(20):
+        sparse.epoch = dense.epoch = epoch
+        extent, disc = sparse[0][2].numpy(), dense[0][1].numpy()
+        assert extent.shape == (6, 64, 64)
+        assert extent[[0, 1, 3, 4, 5]].all()
+        known = disc != UNLABELLED
+        differ = (extent[2] != (disc == 2)) & known
+        assert differ.sum() <= (0 if augmentation == PLAIN else 40)  # the rim is 57 pixels long, here and there doubled
+
+
+def test_points_outside_the_crop_still_bound_their_vertebra():
+    """A point 3 px above the crop, another in it: both bound the class, so 7 px from one is outside."""
+    labels = np.full((64, 32, 1), UNLABELLED, np.uint8)
+    labels[29, 10], labels[34, 10] = 1, 1
+    dataset = dataset_of(labels, sparse=True, radius_mm=6.0)
+    for dataset.epoch in range(20):
+        _, target, extent = dataset[0]
+        if (target != UNLABELLED).sum() == 1 and target[2, 10] == 1:  # the lower crop, which starts at row 32
+            assert extent[1, :, 10].tolist() == [row < 3 for row in range(32)]  # 29 + 6 = 35, exclusive
+            return
+    pytest.fail("the lower crop was never drawn")
+
+
+def test_two_classes_share_one_extent():
+    labels = np.full((32, 32, 1), UNLABELLED, np.uint8)
+    labels[10, 10], labels[10, 14] = 1, 4
+    extent = dataset_of(labels, num_classes=2, sparse=True, radius_mm=4.0)[0][2]
+    assert extent.shape == (2, 32, 32)
+    assert extent[1, 10].nonzero().flatten().tolist() == [11, 12, 13]
+
+
+def test_padding_is_never_a_label_and_stays_black():
+    """Whatever the intensities become; noise is left out, since it comes with the picture."""
+    labels = np.ones((20, 20, 1), np.uint8)
+    dataset = dataset_of(labels, augmentation=Augmentation(log_gamma=0.3, contrast=0.3))
+    for dataset.epoch in range(30):
+        image, target, _ = dataset[0]
+        assert (target == 1).sum() == 400 and (target == UNLABELLED).sum() == 32 * 32 - 400
+        image[:, 5:27, 5:27] = 0  # the slice, and a rim of one pixel where rounding lets it shine through
+        assert image.abs().max() < 0.01
+
+
+@pytest.mark.parametrize("field", ["log_gamma", "contrast", "noise"])
+def test_intensity_changes(field):
+    """Each alone changes the picture in every epoch, by about as much as its size, and never the labels."""
+    labels = np.ones((32, 32, 1), np.uint8)
+    dataset = dataset_of(labels, augmentation=Augmentation(**{field: 0.1}))
+    plain = dataset_of(labels)[0][0]
+    changes = []
+    for dataset.epoch in range(20):
+        image, target, _ = dataset[0]
+        assert image.dtype == torch.float32 and torch.isfinite(image).all() and (target == 1).all()
+        changes.append((image - plain).abs().mean().item())
+    assert min(changes) > 0 and 0.005 < np.mean(changes) < 0.1
+
+
+# --- whole scans ---
+
+class Echo(nn.Module):
+    """Its logits are its input: the previous, the own and the next slice."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return 4 * self.gain * x
+
+
+@pytest.mark.parametrize("axis, batch", [("transverse", 5), ("coronal", 1), ("coronal", 5), ("coronal", 100),
+                                         ("sagittal", 5)])
+@pytest.mark.parametrize("shape", [(9, 20, 30), (50, 40, 45), (40, 10, 33), (64, 32, 63)],
+                         ids=["smaller", "larger", "mixed", "multiples"])
+def test_predict_puts_every_voxel_back(shape, axis, batch):
+    """For a network that works pixel by pixel, slicing, cropping and averaging must leave no trace."""
+    scan, number = scan_of(shape, spacing_mm=(0.5, 1.0, 2.0)), AXES[axis]
+    step = (2, 1, 1)[number]
+    n = shape[number]
+    neighbours = [[i if 0 <= i < n else i - offset for i in np.arange(n) + offset] for offset in (-step, 0, step)]
+    logits = np.stack([scan.image.take(i, number) for i in neighbours]) / 255 * 4
+    expected = np.exp(logits) / np.exp(logits).sum(0)
+    found = predict(Echo(), scan, axis, input_px=32, batch=batch)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_predict_covers_slices_over_twice_the_input():
+    """Four corners leave a gap in the middle of such a slice: what the network never saw must not become a class."""
+    scan = scan_of((80, 32, 3))
+    found = predict(Echo(), scan, "sagittal", input_px=32)
+    logits = np.stack([slice_stack(scan.image, 2, i, 1.0) for i in range(3)], -1) / 255 * 4
+    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(0), atol=1e-5)
+
+
+def test_predict_averages_logits_where_crops_overlap():
+    """Crops at columns 0 and 16 of a slice of 48: a network that answers with its own column gives x, and x - 16."""
+    class Columns(Echo):
+        def forward(self, x):
+            column = torch.arange(32.0).expand(len(x), 1, 32, 32) / 32
+            return torch.cat([torch.zeros_like(column), column], 1)
+
+    found = predict(Columns(), scan_of((32, 48, 1)), "sagittal", 32)[1, 0, :, 0]
+    x = np.arange(48)
+    mean = np.where(x < 16, x, np.where(x < 32, x - 8, x - 16)) / 32
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-mean)), atol=1e-5)
+
+
+def test_inference_crops_by_hand():
+    """A slice that fits makes one crop; one too long in one direction makes two; in both, four."""
+    def corners(shape):
+        crops, corners = next(inference_crops(scan_of(shape), 2, 32))
+        assert crops.shape == (len(corners), 3, 32, 32) and crops.dtype == np.float32
+        return corners.tolist()
+
+    assert corners((20, 32, 2)) == [[-6, 0]]
+    assert corners((40, 20, 2)) == [[0, -6], [8, -6]]
+    assert corners((40, 50, 2)) == [[0, 0], [0, 18], [8, 0], [8, 18]]
