@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         options.run(options)
-    except ScanError as error:
+    except (ScanError, FloatingPointError) as error:  # bad input, or a loss that is no number
         print(f"pointseg {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -27,9 +27,8 @@ def parser() -> argparse.ArgumentParser:
                                   "points instead of full masks.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, function, summary: str, description: str = "") -> argparse.ArgumentParser:
-        p = commands.add_parser(name, help=summary, description=description or summary,
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    def command(name: str, function, summary: str, description: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=summary, description=description)
         p.set_defaults(run=function)
         return p
 
@@ -38,24 +37,28 @@ def parser() -> argparse.ArgumentParser:
                 "synthetic scans, which it writes to OUT/scans. OUT gets table1.json, figures and the five models.")
     data_options(p, required=False)
     training_options(p)
-    p.add_argument("--scans", type=at_least(3), default=30, help="number of synthetic scans, without --data")
-    p.add_argument("--out", type=Path, default=Path("out/table1"), help="folder for everything that is written")
+    p.add_argument("--scans", type=at_least(3), default=30,
+                   help="number of synthetic scans, without --data (default 30)")
+    p.add_argument("--out", type=Path, default=Path("out/table1"),
+                   help="folder for everything that is written (default out/table1)")
 
     p = command("train", train, "train one model along one axis", "Train one model along one axis on the training "
                 "cases of a dataset folder, from points drawn from the masks or from the masks themselves.")
     data_options(p)
     p.add_argument("--axis", choices=("transverse", "coronal", "sagittal"), default="sagittal",
-                   help="cut the scans along this axis; transverse models know 2 classes, the others 6")
-    p.add_argument("--labels", choices=("points", "masks"), default="points", help="what the model learns from")
+                   help="cut the scans along this axis (default sagittal); transverse models know 2 classes, others 6")
+    p.add_argument("--labels", choices=("points", "masks"), default="points",
+                   help="what the model learns from (default points)")
     training_options(p)
-    p.add_argument("-o", "--output", type=Path, default=Path("out/model.pt"), help="the model to write")
+    p.add_argument("-o", "--output", type=Path, default=Path("out/model.pt"),
+                   help="the model to write (default out/model.pt)")
 
     p = command("evaluate", evaluate, "score a saved model on a dataset folder", "Score a saved model on the cases of "
                 "a dataset folder: Dice_wi in the scans' geometry and on the prepared grid; per class, source, case.")
     p.add_argument("model", type=Path, metavar="MODEL", help="a model that table1 or train wrote")
     data_options(p)
     p.add_argument("--split", choices=("all", "test"), default="all",
-                   help="all cases, or those that the model's own split kept for testing")
+                   help="all cases (the default), or those that the model's own split kept for testing")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the scores to this file as well")
 
     p = command("segment", segment, "segment one scan",
@@ -72,17 +75,19 @@ def parser() -> argparse.ArgumentParser:
 def data_options(p: argparse.ArgumentParser, required: bool = True) -> None:
     p.add_argument("--data", type=Path, metavar="DIR", required=required,
                    help="dataset folder: a manifest.csv beside scans and masks")
-    p.add_argument("--source", nargs="+", default=[], metavar="NAME", help="only these sources of the manifest")
+    p.add_argument("--source", nargs="+", action="extend", default=[], metavar="NAME",
+                   help="only these sources of the manifest")
 
 
 def training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", choices=("classroom", "thesis"), default="classroom",
-                   help="classroom: two CPU cores, minutes; thesis: a CUDA GPU, hours")
+                   help="classroom (default): two CPU cores, minutes; thesis: a CUDA GPU, hours")
     p.add_argument("--terms", default="PCES", help="loss terms of the models that learn from points: P point, "
-                   "C consistency, E extent, S separation")
+                   "C consistency, E extent, S separation (default PCES)")
     p.add_argument("--imagenet", metavar="FILE", help="thesis profile: VGG16's ImageNet weights, or none to train from "
                    "scratch; where not given, torch.hub's download")
-    p.add_argument("--seed", type=int, default=0, help="for the split, the points, the first weights and the order")
+    p.add_argument("--seed", type=int, default=0,
+                   help="for the split, the points, the first weights and the order (default 0)")
 
 
 def chosen_profile(options: argparse.Namespace):
@@ -150,22 +155,30 @@ def evaluate(options: argparse.Namespace) -> None:
     cases = read_manifest(options.data, options.source)
     if options.split == "test":
         cases = cases_of_split(cases, model, "test")
+    known = {name for part in ("train", "validation") for name in model.split[part]} & {c.name for c in cases}
     result = evaluate_model(model, cases)
     print(result)
+    if known:
+        print(f"\nnote: {len(known)} of these {len(cases)} cases trained or chose this model, so the score flatters "
+              "it; --split test scores the others")
     if options.json:
         write_json(options.json, result.as_dict())
 
 
 def segment(options: argparse.Namespace) -> None:
     from pointseg import plot
+    from pointseg.files import check_writable
     from pointseg.kernels import resample_argmax
     from pointseg.model import load_model
     from pointseg.volume import read_volume, write_mask
 
+    check_writable(options.output)
+    if options.output.resolve() == options.scan.resolve():
+        raise ScanError(f"{options.output}: is the scan itself, expected another name for the mask; change -o")
     model = load_model(options.model)
     volume = read_volume(options.scan, modality=options.modality)
     labels = resample_argmax(model.probabilities(model.prepare(volume)), volume.image.shape)
-    picture = options.output.with_name(options.output.name.split(".")[0] + ".png")
+    picture = options.output.with_name(options.output.name.removesuffix(".gz").rpartition(".")[0] + ".png")
     write_mask(options.output, labels, volume.geometry)
     plot.save(plot.three_planes(volume.image, labels, volume.spacing_mm, title=volume.name), picture)
     voxel_ml = volume.spacing_mm[0] * volume.spacing_mm[1] * volume.spacing_mm[2] / 1000

@@ -75,14 +75,19 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 def write_image(path: Path, image: sitk.Image) -> None:
     """Write an image, whole or not at all."""
-    if not path.name.lower().endswith(WRITABLE):
-        raise ScanError(f"{path}: cannot be written in this format, expected a name that ends in "
-                        f"{', '.join(WRITABLE)}; choose one of these")
+    check_writable(path)
     with whole_file(path) as part, _native_messages():
         try:
             sitk.WriteImage(image, str(part), useCompression=True)
         except RuntimeError as error:  # also where the disk is full
             raise OSError(_reason(error)) from None
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a name whose ending names no format that `write_image` writes."""
+    if not path.name.lower().endswith(WRITABLE):
+        raise ScanError(f"{path}: cannot be written in this format, expected a name that ends in "
+                        f"{', '.join(WRITABLE)}; choose one of these")
 
 
 def modality_of(image: sitk.Image) -> str:

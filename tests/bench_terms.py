@@ -7,7 +7,6 @@ scans' pseudo masks, which is what the final model learns from.  About 4 to 6 mi
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

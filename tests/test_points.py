@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pointseg.points import labelling_cost, mean_further_points, sample_points
+from pointseg.points import grow_points, labelling_cost, mean_further_points, sample_points
 from pointseg.volume import UNLABELLED
 
 
@@ -75,3 +75,14 @@ def test_mean_further_points_by_hand():
     assert mean_further_points(labels[:, :, 2:]) == 0
     # blocks: 5 + 6 + 3 points of 3 classes on two slices, 5 + 2 of 2 on another
     assert mean_further_points(sample_points(blocks(), np.random.default_rng(0))) == pytest.approx((11 + 11 + 5) / 3)
+
+
+def test_points_grow_to_the_edges_of_a_clean_box():
+    mask = np.zeros((20, 20, 6), np.uint8)
+    mask[4:9, 5:15] = 1
+    mask[11:17, 5:15] = 2
+    labels = sample_points(mask, np.random.default_rng(0))
+    grown = grow_points(100.0 * (mask > 0), labels, (4.0, 4.0, 4.0))
+    assert grown.dtype == np.uint8 and set(np.unique(grown)) == {0, 1, 2}  # an absent class does not appear
+    assert (grown == mask).mean() > 0.9
+    assert np.array_equal(grown[labels != UNLABELLED], labels[labels != UNLABELLED])

@@ -98,6 +98,9 @@ def test_train_writes_a_model_that_evaluate_scores(run_folder, tmp_path, monkeyp
     (["evaluate", "DATA/manifest.csv", "--data", "DATA"], "manifest.csv"),
     (["segment", "missing.nii.gz", "--model", "MODEL", "-o", "OUT/mask.nii.gz"], "missing.nii.gz"),
     (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "MODEL", "-o", "OUT/mask.txt"], "mask.txt"),
+    (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "MODEL", "-o", "DATA/synthetic-mr/000_img.nii.gz"],
+     "is the scan itself"),
+    (["table1", "--data", "DATA", "--imagenet", "none"], "--profile thesis"),
 ])
 def test_bad_input_is_one_line_that_says_what(run_folder, tmp_path, capsys, arguments, said):
     names = {"DATA": str(run_folder / "scans"), "MODEL": str(run_folder / "result.pt"), "OUT": str(tmp_path)}
