@@ -117,7 +117,8 @@ def at_least(least: int):
 def table1(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
     from pointseg.phantom import write_phantoms
-    from pointseg.procedure import run, write_table
+    from pointseg.procedure import run
+    from pointseg.report import write_table
 
     folder = options.data
     if folder is None:
@@ -149,7 +150,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
     from pointseg.evaluate import cases_of_split, evaluate_model
     from pointseg.model import load_model
-    from pointseg.procedure import write_json
+    from pointseg.report import write_json
 
     model = load_model(options.model)
     cases = read_manifest(options.data, options.source)

@@ -4,13 +4,9 @@ prepare -> points -> three weak models -> pseudo masks -> final model; beside it
 Every stage is a function, so that a notebook can run them one by one.
 """
 
-import json
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,24 +15,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pointseg.datasets import Case, Split, split_cases
-from pointseg.evaluate import Evaluation, evaluate, evaluate_model, number, one_hot
-from pointseg.files import whole_file
+from pointseg.evaluate import evaluate, evaluate_model, one_hot
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.losses import Step, Term, extent_term
-from pointseg.metrics import per_class, weighted_dice
-from pointseg.model import Model, save_model
-from pointseg.points import grow_points, labelling_cost, mean_further_points, sample_points
+from pointseg.metrics import weighted_dice
+from pointseg.model import Model
+from pointseg.points import grow_points, mean_further_points, sample_points
 from pointseg.preprocess import Prepared, prepare
 from pointseg.profiles import EXTENT_RADIUS_MM, TERMS, Profile
+from pointseg.report import Table
 from pointseg.slices import AXES, Labelled, SliceDataset
 from pointseg.train import History, Schedule, device, fit, validation_score
 from pointseg.volume import CLASSES, UNLABELLED, ScanError
 
 DENOISE, EROSION = (0, 1, 2), (0, 1, 2)  # the smoothing iterations to choose from
-THESIS_TABLE = {"transverse": 0.51, "coronal": 0.41, "sagittal": 0.34, "pseudo_mask": 0.48, "result": 0.55,
-                "reference": 0.76}  # Dice_wi, thesis Table 1
-THESIS_RATIO = 0.72
 
 
 @dataclass(frozen=True)
@@ -155,65 +148,6 @@ def choose_smoothing(predictions: Sequence[dict[str, np.ndarray]], scans: Sequen
     return max(((d, e) for d in DENOISE for e in EROSION), key=lambda pair: score(*pair))
 
 
-@dataclass
-class Table:
-    """Everything that `table1` reports."""
-
-    scores: dict[str, Evaluation]  # on test scans, by model; pseudo_mask_train on training scans; watershed
-    histories: dict[str, History]
-    models: dict[str, Model]
-    split: dict[str, list[str]]
-    smoothing: tuple[int, int]
-    further_points: float
-    seconds: float
-    seed: int
-    profile: str
-    terms: str
-    data: str
-    example: dict[str, np.ndarray]  # one test scan through all stages: image and label volumes (z, y, x)
-    example_scan: Prepared
-
-    @property
-    def ratio(self) -> float:
-        """Result over reference: the share of full supervision that points reach."""
-        return self.scores["result"].dice_wi / self.scores["reference"].dice_wi
-
-    def as_dict(self) -> dict:
-        """The content of table1.json."""
-        headline = {name: number(e.dice_wi) for name, e in self.scores.items()}
-        return headline | {
-            "ratio": number(self.ratio), "labelling_cost": labelling_cost(),
-            "labelling_cost_drawn": labelling_cost(self.further_points),
-            "prepared": {name: number(e.dice_wi_prepared) for name, e in self.scores.items()},
-            "per_class": {name: e.as_dict()["per_class"] for name, e in self.scores.items()},
-            "per_source": {name: e.as_dict()["per_source"] for name, e in self.scores.items()},
-            "smoothing": {"denoise": self.smoothing[0], "erosion": self.smoothing[1]},
-            "validation": {name: h.best_validation for name, h in self.histories.items()},
-            "steps": {name: {"best": h.best_step, "total": h.rounds[-1].step} for name, h in self.histories.items()},
-            "seconds": round(self.seconds, 1), "peak_rss_mb": round(peak_rss_mb()), "split": self.split,
-            "seed": self.seed, "profile": self.profile, "terms": self.terms, "data": self.data}
-
-    def __str__(self) -> str:
-        """The table as text, beside the thesis's."""
-        rows = (("reference (full masks)", "reference"), ("weak model, transverse (2 classes)", "transverse"),
-                ("weak model, coronal", "coronal"), ("weak model, sagittal", "sagittal"),
-                ("pseudo mask, test scans", "pseudo_mask"), ("pseudo mask, training scans", "pseudo_mask_train"),
-                ("result (points only)", "result"), ("points of the test scans, watershed", "watershed"))
-        lines = [f"Dice_wi on {len(self.split['test'])} test scans: {self.data}, profile {self.profile}, "
-                 f"terms {self.terms}, seed {self.seed}",
-                 f"{'':<36}{'own grid':>10}{'prepared':>10}{'thesis':>10}"]
-        for title, name in rows:
-            e, thesis = self.scores[name], THESIS_TABLE.get(name)
-            lines.append(f"{title:<36}{e.dice_wi:>10.2f}{e.dice_wi_prepared:>10.2f}"
-                         + (f"{thesis:>10.2f}" if thesis else f"{'-':>10}"))
-        lines.append(f"{'result / reference':<36}{self.ratio:>10.0%}{'':>10}{THESIS_RATIO:>10.0%}")
-        lines.append(f"{'labelling time / full masks':<36}{labelling_cost(self.further_points):>10.1%}{'':>10}"
-                     f"{labelling_cost():>10.1%}")
-        lines.append(f"smoothing: {self.smoothing[0]} denoise and {self.smoothing[1]} erosion iterations; "
-                     f"{self.seconds / 60:.1f} minutes, peak memory {peak_rss_mb():.0f} MB")
-        return "\n".join(lines)
-
-
 def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str = "PCES", data: str = "") -> Table:
     """The whole procedure on the cases of a dataset folder."""
     start = time.monotonic()
@@ -268,30 +202,3 @@ def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Prof
                           names_of(split))
     labelled = [Labelled(scan, scan.mask) for scan in scans.train]
     return train_full(labelled, scans.validation, axis, profile, seed, names_of(split), f"{axis}, masks")
-
-
-def write_table(table: Table, out: Path) -> None:
-    """table1.json, the models and the figures, into a folder."""
-    from pointseg import plot  # matplotlib takes a second to load: only where figures are drawn
-
-    for name, model in table.models.items():
-        save_model(out / f"{name}.pt", model)
-    plot.save(plot.stages(table.example_scan.image, table.example, table.example_scan.spacing_mm,
-                          title=table.example_scan.name), out / "stages.png")
-    plot.save(plot.curves(table.histories), out / "curves.png")
-    dice = {name: per_class(e.confusion).dice[1:].tolist() for name, e in table.scores.items() if len(e.classes) > 2}
-    plot.save(plot.class_scores(dice), out / "per_class.png")
-    plot.save(plot.confusion(table.scores["result"].confusion, CLASSES), out / "confusion.png")
-    write_json(out / "table1.json", table.as_dict())
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file, whole or not at all."""
-    with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def peak_rss_mb() -> float:
-    """The process's largest resident memory so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
