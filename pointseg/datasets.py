@@ -57,7 +57,8 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
     manifest = Path(folder) / MANIFEST
     if not manifest.is_file():
         found = "no such folder" if not Path(folder).is_dir() else f"no {MANIFEST} in this folder"
-        raise ScanError(f"{folder}: {found}, expected a dataset folder; check the path or run `pointseg import`")
+        raise ScanError(f"{folder}: {found}, expected a dataset folder; check the path, or write one "
+                        "as data/README.md says")
     try:
         with open(manifest, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark
             reader = csv.DictReader(file)

@@ -236,11 +236,11 @@ def make_phantom(seed: int, modality: str = "MR", spacing_mm: float = 1.0) -> Vo
     return Volume(image, canvas.mask, spacing, f"phantom-{modality}-{seed}", modality, geometry)
 
 
-def write_phantoms(folder: str | Path, count: int, seed: int = 0, spacing_mm: float = 1.0) -> Path:
-    """A dataset folder of synthetic patients, two MR to each CT, one scan each.   -> the folder."""
+def write_phantoms(folder: str | Path, count: int, seed: int = 0, modality: str = "MR",
+                   spacing_mm: float = 1.0) -> Path:
+    """A dataset folder of synthetic patients, one scan each.   -> the folder."""
     folder, cases = Path(folder), []
     for i in tqdm(range(count), "making synthetic scans", unit="scan"):
-        modality = "CT" if i % 3 == 2 else "MR"
         source, case = f"synthetic-{modality.lower()}", f"{i:03d}"
         image, mask = (folder / source / f"{case}_{part}.nii.gz" for part in ("img", "vert"))
         write_volume(image, make_phantom(1000 * seed + i, modality, spacing_mm), mask)

@@ -35,8 +35,9 @@ class Profile:
         """A fresh network; its first weights depend on the seed alone, and on ImageNet's where the profile says so."""
         torch.manual_seed(seed)
         network = FCN8VGG16(num_classes, self.width, self.batch_norm, self.finest_pool, self.hidden)
-        if self.imagenet:
-            load_imagenet(network, self.imagenet_file)
+        missing = load_imagenet(network, self.imagenet_file) if self.imagenet else []
+        if missing:
+            print(f"not among the ImageNet weights, so started at random: {', '.join(missing)}")
         return network
 
 
@@ -47,7 +48,7 @@ CLASSROOM = Profile(
     name="classroom", grid_mm=2.0, input_px=192, width=0.25, batch_norm=True, finest_pool=2, hidden=256, imagenet=False,
     point_weighting=0.65,
     weak=Schedule(1e-3, (1, 3, 3, 3), (4, 2, 1, 1), round_steps=100, batch=8, patience=10, stop_after=100),
-    full=Schedule(1e-3, (1, 3, 3, 3), (7, 3, 2, 2), round_steps=100, batch=8, patience=10, stop_after=100),
+    full=Schedule(1e-3, (1, 3, 3, 3), (4, 2, 1, 1), round_steps=200, batch=8, patience=10, stop_after=100),
     augmentation=AUGMENTATION)
 
 THESIS_SCHEDULE = Schedule(1e-4, (1, 10, 10, 50), (1000, 1000, 1000, 1000), round_steps=250, batch=6, patience=10,
