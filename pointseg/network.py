@@ -88,7 +88,8 @@ def load_imagenet(network: FCN8VGG16, path: str | Path | None = None) -> list[st
     """Fill a full-width network without batch norm with VGG16's ImageNet weights.   -> names of layers it did not find.
 
     path: a file in torchvision's format; without it torch.hub's cache, or a download whose hash is checked.  VGG16's
-    first two fully connected layers become convolutions; a file may lack them.  Score layers always start anew.
+    first two fully connected layers become convolutions; a file may lack them.  Score layers start at zero (Long et al.
+    section 4.3): VGG16's activations reach hundreds, and random scores of them would swamp the first steps.
     """
     source = path or IMAGENET_URL
     try:
@@ -112,6 +113,6 @@ def load_imagenet(network: FCN8VGG16, path: str | Path | None = None) -> list[st
                 raise ScanError(f"{source}: {name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}; "
                                 "ImageNet weights fit the full width without batch norm")
             own[name] = value.reshape(own[name].shape).to(own[name].dtype)
-    network.load_state_dict(own)
-    return sorted({name.rpartition(".")[0] for name in own if name not in state} - {"score"}
-                  - {name.rpartition(".")[0] for name in own if name.startswith("skips.")})
+    scores = {name for name in own if name.startswith(("score.", "skips."))}
+    network.load_state_dict(own | {name: torch.zeros_like(own[name]) for name in scores})
+    return sorted({name.rpartition(".")[0] for name in own.keys() - state.keys() - scores})

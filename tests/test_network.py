@@ -1,5 +1,6 @@
 """FCN8 on VGG16: torchvision's names and weights, and the forward pass once more in plain functions."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,29 @@ def test_config_builds_it_again():
     again = FCN8VGG16(**network.config)
     again.load_state_dict(network.state_dict())
     assert again.config == network.config
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_download_is_checked_by_its_hash(tmp_path, monkeypatch, damage):
+    """torch.hub's own download code, from a file in the server's place."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    served, network = tmp_path / "vgg16.pth", small()
+    torch.save({name: torch.full_like(p, 0.5) for name, p in network.state_dict().items()
+                if "features" in name}, served)
+    digest = hashlib.sha256(served.read_bytes()).hexdigest()
+    named = served.rename(tmp_path / f"vgg16-{'0' * 8 if damage else digest[:8]}.pth")
+    monkeypatch.setattr("pointseg.network.IMAGENET_URL", named.as_uri())
+    if damage:
+        with pytest.raises(ScanError, match="invalid hash"):
+            load_imagenet(network)
+    else:
+        load_imagenet(network)
+        assert (network.features[0].weight == 0.5).all()
+        assert all((p == 0).all() for name, p in network.named_parameters() if name.startswith(("score", "skips")))
+
+
+def test_no_network_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("pointseg.network.IMAGENET_URL", (tmp_path / "missing-00000000.pth").as_uri())
+    with pytest.raises(ScanError, match="--imagenet FILE.*--imagenet none"):
+        load_imagenet(small())
