@@ -82,8 +82,8 @@ def data_options(p: argparse.ArgumentParser, required: bool = True) -> None:
 def training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", choices=("classroom", "thesis"), default="classroom",
                    help="classroom (default): two CPU cores, minutes; thesis: a CUDA GPU, hours")
-    p.add_argument("--terms", default="PCES", help="loss terms of the models that learn from points: P point, "
-                   "C consistency, E extent, S separation (default PCES)")
+    p.add_argument("--terms", help="loss terms of the models that learn from points: P point, C consistency, E extent, "
+                   "S separation (default: the profile's, classroom P, thesis PCES)")
     p.add_argument("--imagenet", metavar="FILE", help="thesis profile: VGG16's ImageNet weights, or none to train from "
                    "scratch; where not given, torch.hub's download")
     p.add_argument("--seed", type=int, default=0,

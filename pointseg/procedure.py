@@ -148,8 +148,9 @@ def choose_smoothing(predictions: Sequence[dict[str, np.ndarray]], scans: Sequen
     return max(((d, e) for d in DENOISE for e in EROSION), key=lambda pair: score(*pair))
 
 
-def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str = "PCES", data: str = "") -> Table:
-    """The whole procedure on the cases of a dataset folder."""
+def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | None = None, data: str = "") -> Table:
+    """The whole procedure on the cases of a dataset folder.   terms: letters, where not given the profile's."""
+    terms = profile.terms if terms is None else terms
     start = time.monotonic()
     weak_terms = terms_named(terms)
     split = split_without_flaws(cases, seed)
@@ -191,10 +192,10 @@ def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str = "PC
                  profile.name, terms, data, example, example_scan)
 
 
-def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Profile, seed: int, terms: str
-              ) -> tuple[Model, History]:
+def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Profile, seed: int,
+              terms: str | None = None) -> tuple[Model, History]:
     """One model along one axis, from points or from masks, on the split that `run` would use."""
-    weak_terms = terms_named(terms)
+    weak_terms = terms_named(profile.terms if terms is None else terms)
     split = split_without_flaws(cases, seed)
     scans = prepare_split(split, profile)
     if from_points:

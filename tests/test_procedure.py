@@ -132,6 +132,17 @@ def test_point_weights_undo_the_share_of_points():
     assert torch.equal(point_weights([Labelled(scan, labels)], [scan], 2, power=0.0), torch.ones(2))
 
 
+@pytest.mark.parametrize("letters", ["P", "PC", "PCE", "PCES"])
+def test_every_ablation_of_the_terms_trains(run_folder, letters):
+    cases = read_manifest(run_folder / "scans")
+    once = dataclasses.replace(TINY, weak=dataclasses.replace(QUICK, divisors=(1,), rounds=(1,), round_steps=2))
+    _, history = procedure.train_one(cases, "sagittal", True, once, seed=0, terms=letters)
+    named = {"P": {"point_term"}, "C": {"moved_point_term", "consistency_term"}, "E": {"extent_term"},
+             "S": {"separation_term"}}
+    expected = {"total"}.union(*(named[letter] for letter in letters))
+    assert set(history.rounds[0].losses) == expected and np.isfinite(list(history.rounds[0].losses.values())).all()
+
+
 def test_terms_are_named_by_letters():
     assert len(procedure.terms_named("PCES")) == 5
     with pytest.raises(ScanError, match="--terms"):
