@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from pointseg.files import first_line, whole_file
-from pointseg.network import FCN8VGG16
+from pointseg.network import FCN8VGG16, device
+from pointseg.predict import predict
 from pointseg.preprocess import Prepared, prepare
-from pointseg.slices import AXES, predict
-from pointseg.train import device
+from pointseg.slices import AXES
 from pointseg.volume import ScanError, Volume
 
 FORMAT = 1

@@ -4,6 +4,7 @@ Simonyan and Zisserman 2015 (VGG16); Long, Shelhamer and Darrell 2015 (FCN).  Ax
 K classes, H height, W width.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,6 +19,21 @@ FULLY_CONNECTED = 4096
 IMAGENET_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # the name ends in the file's hash
 IMAGENET_MEAN, IMAGENET_STD = 0.449, 0.226  # of torchvision's inputs in 0..1, over its three colours: a slice has one
 STRIDE = 32  # of the deepest feature map: inputs are multiples of it
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(where: torch.device) -> AbstractContextManager:
+    """bfloat16 where the hardware has it: half the bytes, and the range of float32, so losses need no scaling."""
+    if where.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
+    return torch.autocast("cpu", torch.bfloat16, enabled=where.type == "cpu" and cpu_has_bfloat16())
+
+
+def cpu_has_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class WideConv2d(nn.Conv2d):

@@ -21,12 +21,14 @@ from pointseg.kernels import confusion_matrix
 from pointseg.losses import Step, Term, extent_term
 from pointseg.metrics import weighted_dice
 from pointseg.model import Model
+from pointseg.network import device
 from pointseg.points import grow_points, mean_further_points, sample_points
+from pointseg.predict import validation_score
 from pointseg.preprocess import Prepared, prepare
 from pointseg.profiles import EXTENT_RADIUS_MM, TERMS, Profile
 from pointseg.report import Table
 from pointseg.slices import AXES, Labelled, SliceDataset
-from pointseg.train import History, Schedule, device, fit, validation_score
+from pointseg.train import History, Schedule, fit
 from pointseg.volume import CLASSES, UNLABELLED, ScanError
 
 DENOISE, EROSION = (0, 1, 2), (0, 1, 2)  # the smoothing iterations to choose from

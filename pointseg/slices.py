@@ -3,7 +3,7 @@
 Thesis section 3.3.  A volume (z, y, x) is cut along one of three axes; the planes keep the order of the other two.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pointseg.kernels import extent_mask, reassemble
+from pointseg.kernels import extent_mask
 from pointseg.network import STRIDE
 from pointseg.preprocess import Prepared
 from pointseg.volume import BACKGROUND, UNLABELLED
@@ -160,57 +160,13 @@ def _sampling_grid(matrix: np.ndarray, offset: np.ndarray, size: tuple[int, int]
     return torch.from_numpy(grid[None].astype(np.float32))
 
 
-def inference_crops(scan: Prepared, axis: int, input_px: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Per slice: crops (N, 3, h, w) float32 and their corners (N, 2), as in `tile_corners`."""
-    shape = tuple(np.delete(scan.image.shape, axis))
-    size = input_size([shape], input_px)
-    corners = tile_corners(shape, size)
-    for index in range(scan.image.shape[axis]):
-        stack = slice_stack(scan.image, axis, index, scan.spacing_mm[axis])
-        crops = np.zeros((len(corners), 3, *size), np.float32)
-        for crop, (row, column) in zip(crops, corners, strict=True):
-            r0, c0, r1, c1 = max(row, 0), max(column, 0), min(row + size[0], shape[0]), min(column + size[1], shape[1])
-            crop[:, r0 - row : r1 - row, c0 - column : c1 - column] = stack[:, r0:r1, c0:c1] / np.float32(255)
-        yield crops, np.array(corners)
-
-
-def predict(network: torch.nn.Module, scan: Prepared, axis: str, input_px: int, batch: int = 16) -> np.ndarray:
-    """Class probabilities of a whole scan, slice by slice along an axis.   -> (K, z, y, x) float32.
-
-    Logits are averaged where crops overlap, then turned into probabilities.
-    """
-    from pointseg.train import autocast  # here, since train imports this module
-
-    device, number = next(network.parameters()).device, AXES[axis]
-    out, waiting = None, []
-    planes = list(np.delete(scan.image.shape, number))
-    network.eval()
-
-    def flush(done: int) -> None:
-        nonlocal out, waiting
-        with torch.inference_mode(), autocast(device):
-            x = torch.from_numpy(np.concatenate([crops for crops, _ in waiting])).to(device)
-            logits = network(x.to(memory_format=torch.channels_last)).float().cpu().numpy()
-        if out is None:
-            out = np.empty((logits.shape[1], *scan.image.shape), np.float32)
-        view, start = np.moveaxis(out, number + 1, 0), 0  # (slices, K, H, W)
-        for i, (crops, corners) in enumerate(waiting):
-            view[done - len(waiting) + i] = reassemble(logits[start : start + len(crops)], corners, tuple(planes))
-            start += len(crops)
-        waiting = []
-
-    for index, item in enumerate(inference_crops(scan, number, input_px)):
-        waiting.append(item)
-        if len(waiting) * len(item[0]) >= batch or index + 1 == scan.image.shape[number]:
-            flush(index + 1)
-    return softmax_(out)
-
-
-def softmax_(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the first axis, in place, a slab at a time."""
-    for z in range(logits.shape[1]):
-        slab = logits[:, z]
-        slab -= slab.max(0)
-        np.exp(slab, out=slab)
-        slab /= slab.sum(0)
-    return logits
+def cut_crops(scan: Prepared, axis: int, index: int, corners: Sequence[tuple[int, int]],
+              size: tuple[int, int]) -> np.ndarray:
+    """Crops of one slice with its neighbours, in 0..1, black where they reach beyond it.   -> (N, 3, *size) float32."""
+    stack = slice_stack(scan.image, axis, index, scan.spacing_mm[axis])
+    crops = np.zeros((len(corners), 3, *size), np.float32)
+    for crop, (row, column) in zip(crops, corners, strict=True):
+        r0, c0 = max(row, 0), max(column, 0)
+        r1, c1 = min(row + size[0], stack.shape[1]), min(column + size[1], stack.shape[2])
+        crop[:, r0 - row : r1 - row, c0 - column : c1 - column] = stack[:, r0:r1, c0:c1] / np.float32(255)
+    return crops

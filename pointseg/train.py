@@ -3,7 +3,6 @@
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm.auto import tqdm
 
-from pointseg.kernels import confusion_matrix
 from pointseg.losses import Move, Step, Term, weighted_total
-from pointseg.metrics import weighted_dice
-from pointseg.preprocess import Prepared
-from pointseg.slices import SliceDataset, predict
+from pointseg.network import autocast
+from pointseg.slices import SliceDataset
 
 
 @dataclass(frozen=True)
@@ -53,21 +50,6 @@ class History:
     rounds: list[Round] = field(default_factory=list)
     best_step: int = 0
     best_validation: float = float("-inf")
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast(where: torch.device) -> AbstractContextManager:
-    """bfloat16 where the hardware has it: half the bytes, and the range of float32, so losses need no scaling."""
-    if where.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
-    return torch.autocast("cpu", torch.bfloat16, enabled=where.type == "cpu" and cpu_has_bfloat16())
-
-
-def cpu_has_bfloat16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def training_step(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor], move: Move,
@@ -143,13 +125,3 @@ def endless_batches(dataset: SliceDataset, batch: int, seed: int) -> Iterator[li
     while True:
         yield from DataLoader(dataset, batch, sampler=RandomSampler(dataset, generator=generator))
         dataset.epoch += 1
-
-
-def validation_score(network: nn.Module, scans: Sequence[Prepared], axis: str, input_px: int) -> float:
-    """Dice_wi pooled over scans on the prepared grid, in the classes that the network has."""
-    total = 0
-    for scan in scans:
-        prediction = predict(network, scan, axis, input_px)
-        truth = scan.mask if len(prediction) > 2 else (scan.mask > 0).astype(np.uint8)
-        total = total + confusion_matrix(truth, prediction.argmax(0).astype(np.uint8), len(prediction))
-    return weighted_dice(total)

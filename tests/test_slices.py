@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pointseg.predict import predict
 from pointseg.preprocess import Prepared
 from pointseg.slices import (
     AXES,
@@ -14,10 +15,10 @@ from pointseg.slices import (
     Labelled,
     SliceDataset,
     crop_corners,
-    inference_crops,
+    cut_crops,
     input_size,
-    predict,
     slice_stack,
+    tile_corners,
 )
 from pointseg.volume import UNLABELLED
 
@@ -301,13 +302,12 @@ def test_predict_averages_logits_where_crops_overlap():
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-mean)), atol=1e-5)
 
 
-def test_inference_crops_by_hand():
-    """A slice that fits makes one crop; one too long in one direction makes two; in both, four."""
-    def corners(shape):
-        crops, corners = next(inference_crops(scan_of(shape), 2, 32))
-        assert crops.shape == (len(corners), 3, 32, 32) and crops.dtype == np.float32
-        return corners.tolist()
-
-    assert corners((20, 32, 2)) == [[-6, 0]]
-    assert corners((40, 20, 2)) == [[0, -6], [8, -6]]
-    assert corners((40, 50, 2)) == [[0, 0], [0, 18], [8, 0], [8, 18]]
+def test_crops_cover_a_slice():
+    """A slice that fits makes one crop; one too long in one direction makes two; in both, four; far longer, more."""
+    assert tile_corners((20, 32), (32, 32)) == [(-6, 0)]
+    assert tile_corners((40, 20), (32, 32)) == [(0, -6), (8, -6)]
+    assert tile_corners((40, 50), (32, 32)) == [(0, 0), (0, 18), (8, 0), (8, 18)]
+    assert tile_corners((80, 32), (32, 32)) == [(0, 0), (24, 0), (48, 0)]
+    crops = cut_crops(scan_of((20, 32, 2)), 2, 0, [(-6, 0)], (32, 32))
+    assert crops.shape == (1, 3, 32, 32) and crops.dtype == np.float32
+    assert (crops[:, :, :6] == 0).all() and (crops[:, :, 26:] == 0).all() and crops[:, :, 6:26].max() <= 1

@@ -10,9 +10,10 @@ from torch import nn
 
 from pointseg.losses import Move, consistency_term, extent_term, moved_point_term, point_term, separation_term
 from pointseg.network import FCN8VGG16
+from pointseg.predict import validation_score
 from pointseg.preprocess import Prepared
 from pointseg.slices import Augmentation, Labelled, SliceDataset
-from pointseg.train import Schedule, endless_batches, fit, training_step, validation_score
+from pointseg.train import Schedule, endless_batches, fit, training_step
 
 TERMS = [(1.0, point_term), (1.0, moved_point_term), (1.0, consistency_term), (1.0, separation_term),
          (1.0, extent_term)]
