@@ -86,7 +86,7 @@ def training_options(p: argparse.ArgumentParser) -> None:
                    "S separation (default: the profile's, classroom P, thesis PCES)")
     p.add_argument("--imagenet", metavar="FILE", help="thesis profile: VGG16's ImageNet weights, or none to train from "
                    "scratch; where not given, torch.hub's download")
-    p.add_argument("--seed", type=int, default=0,
+    p.add_argument("--seed", type=at_least(0), default=0,
                    help="for the split, the points, the first weights and the order (default 0)")
 
 
@@ -99,6 +99,8 @@ def chosen_profile(options: argparse.Namespace):
     if not profile.imagenet:
         raise ScanError(f"--imagenet: the {profile.name} profile is narrower than VGG16 and starts from scratch; "
                         "leave it out, or take --profile thesis")
+    if options.imagenet != "none" and not Path(options.imagenet).is_file():
+        raise ScanError(f"{options.imagenet}: no such file, expected VGG16's ImageNet weights; check --imagenet")
     return replace(profile, imagenet=options.imagenet != "none", imagenet_file=Path(options.imagenet))
 
 
@@ -116,28 +118,35 @@ def at_least(least: int):
 
 def table1(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
+    from pointseg.files import check_folder
+    from pointseg.model import save_model
     from pointseg.phantom import write_phantoms
-    from pointseg.procedure import run
+    from pointseg.procedure import run, terms_named
     from pointseg.report import write_table
 
-    folder = options.data
+    profile, folder = chosen_profile(options), options.data
+    terms_named(options.terms or profile.terms, profile)
+    check_folder(options.out)
     if folder is None:
         if options.source:
             raise ScanError("--source names sources of a dataset folder; give --data as well")
         folder = write_phantoms(options.out / "scans", options.scans, options.seed)
     cases = read_manifest(folder, options.source)
     name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in cases}))
-    table = run(cases, chosen_profile(options), options.seed, options.terms, name)
+    table = run(cases, profile, options.seed, options.terms, name,
+                lambda model_name, model: save_model(options.out / f"{model_name}.pt", model))
     write_table(table, options.out)
-    print(f"\n{table}\n\nwritten to {options.out}: table1.json, {', '.join(f'{m}.pt' for m in table.models)}, "
+    print(f"\n{table}\n\nwritten to {options.out}: table1.json, {', '.join(f'{m}.pt' for m in table.histories)}, "
           "stages.png, curves.png, per_class.png, confusion.png")
 
 
 def train(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
+    from pointseg.files import check_folder
     from pointseg.model import save_model
     from pointseg.procedure import train_one
 
+    check_folder(options.output.parent)
     cases = read_manifest(options.data, options.source)
     model, history = train_one(cases, options.axis, options.labels == "points", chosen_profile(options), options.seed,
                                options.terms)
@@ -149,9 +158,12 @@ def train(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
     from pointseg.evaluate import cases_of_split, evaluate_model
+    from pointseg.files import check_folder
     from pointseg.model import load_model
     from pointseg.report import write_json
 
+    if options.json:
+        check_folder(options.json.parent)
     model = load_model(options.model)
     cases = read_manifest(options.data, options.source)
     if options.split == "test":
@@ -162,28 +174,36 @@ def evaluate(options: argparse.Namespace) -> None:
     if known:
         print(f"\nnote: {len(known)} of these {len(cases)} cases trained or chose this model, so the score flatters "
               "it; --split test scores the others")
+    if flawed := [c for c in cases if c.flaw]:
+        print(f"\nnote: {len(flawed)} of these {len(cases)} cases have a known flaw: "
+              + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
     if options.json:
         write_json(options.json, result.as_dict())
 
 
 def segment(options: argparse.Namespace) -> None:
     from pointseg import plot
-    from pointseg.files import check_writable
+    from pointseg.files import check_folder, check_format
     from pointseg.kernels import resample_argmax
     from pointseg.model import load_model
+    from pointseg.preprocess import told_modality
     from pointseg.volume import read_volume, write_mask
 
-    check_writable(options.output)
+    check_format(options.output)
+    check_folder(options.output.parent)
     if options.output.resolve() == options.scan.resolve():
         raise ScanError(f"{options.output}: is the scan itself, expected another name for the mask; change -o")
     model = load_model(options.model)
+    if model.num_classes != len(CLASSES):
+        raise ScanError(f"{options.model}: knows vertebrae but not their levels, expected a model of L1..L5; "
+                        "take result.pt, reference.pt, sagittal.pt or coronal.pt")
     volume = read_volume(options.scan, modality=options.modality)
     labels = resample_argmax(model.probabilities(model.prepare(volume)), volume.image.shape)
     picture = options.output.with_name(options.output.name.removesuffix(".gz").rpartition(".")[0] + ".png")
     write_mask(options.output, labels, volume.geometry)
     plot.save(plot.three_planes(volume.image, labels, volume.spacing_mm, title=volume.name), picture)
     voxel_ml = volume.spacing_mm[0] * volume.spacing_mm[1] * volume.spacing_mm[2] / 1000
-    names = CLASSES if model.num_classes > 2 else ("background", "vertebra")
-    for k, name in enumerate(names[1:], start=1):
-        print(f"{name:<9}{(labels == k).sum() * voxel_ml:8.1f} ml")
+    print(f"read as {volume.modality or told_modality(volume.image) + ', told by its intensities'}")
+    for k, name in enumerate(CLASSES[1:], start=1):
+        print(f"{name:<4}{(labels == k).sum() * voxel_ml:8.1f} ml")
     print(f"written to {options.output} and {picture}")

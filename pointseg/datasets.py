@@ -146,7 +146,13 @@ def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
         if path.is_absolute() or ".." in path.parts:
             raise ScanError(f"{manifest}, line {line}: {column} is {path}, expected a path inside the folder; "
                             "move the file there")
-    return Case(get["source"], get["case"], get["patient"], get["modality"], manifest.parent / get["image"],
+    modality = get["modality"].upper()[:2]  # MRI is MR
+    if modality not in ("CT", "MR", ""):
+        raise ScanError(f"{manifest}, line {line}: modality is {get['modality']}, expected CT, MR or nothing; "
+                        "correct it")
+    if "/" in get["source"]:
+        raise ScanError(f"{manifest}, line {line}: source is {get['source']}, expected a name without /; rename it")
+    return Case(get["source"], get["case"], get["patient"], modality, manifest.parent / get["image"],
                 manifest.parent / get["mask"], get["mask_extent"], tuple(get["levels"].split()), get["flaw"])
 
 

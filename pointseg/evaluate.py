@@ -83,27 +83,30 @@ def number(x: float) -> float | None:
     return float(x) if np.isfinite(x) else None
 
 
-def evaluate(scores_of: Callable[[Prepared], np.ndarray], prepare: Callable[[Volume], Prepared], cases: Iterable[Case],
-             num_classes: int) -> Evaluation:
+def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Callable[[Volume], Prepared],
+             cases: Iterable[Case]) -> dict[str, Evaluation]:
     """Compare class scores (K, z, y, x) on the prepared grid with the masks of the cases, read one at a time.
 
-    For two classes L1..L5 count as one.  Scores are resampled to the scan's own grid, then the highest wins.
+    scores_of: by name, what to score.  Scores are resampled to the scan's own grid, then the highest wins; for two
+    classes L1..L5 count as one.
     """
-    result = Evaluation(CLASSES if num_classes > 2 else VERTEBRA_CLASSES)
-    for case in cases:
+    results: dict[str, Evaluation] = {}
+    for case in tqdm(cases, "scoring", unit="scan"):
         volume = case.read()
         scan = prepare(volume)
-        scores = scores_of(scan)
-        for matrices, truth in ((result.own, volume.mask), (result.prepared, scan.mask)):
-            truth = truth if num_classes > 2 else (truth != BACKGROUND).astype(np.uint8)
-            matrices[case.name] = confusion_matrix(truth, resample_argmax(scores, truth.shape), num_classes)
-    return result
+        for name, function in scores_of.items():
+            scores = function(scan)
+            k = len(scores)
+            result = results.setdefault(name, Evaluation(CLASSES if k > 2 else VERTEBRA_CLASSES))
+            for matrices, truth in ((result.own, volume.mask), (result.prepared, scan.mask)):
+                truth = truth if k > 2 else (truth != BACKGROUND).astype(np.uint8)
+                matrices[case.name] = confusion_matrix(truth, resample_argmax(scores, truth.shape), k)
+    return results
 
 
 def evaluate_model(model: Model, cases: Iterable[Case]) -> Evaluation:
     """Score a model on cases."""
-    return evaluate(model.probabilities, model.prepare, tqdm(cases, "scoring", unit="scan", leave=False),
-                    model.num_classes)
+    return evaluate({"model": model.probabilities}, model.prepare, cases)["model"]
 
 
 def cases_of_split(cases: Iterable[Case], model: Model, part: str) -> list[Case]:

@@ -75,7 +75,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 def write_image(path: Path, image: sitk.Image) -> None:
     """Write an image, whole or not at all."""
-    check_writable(path)
+    check_format(path)
     with whole_file(path) as part, _native_messages():
         try:
             sitk.WriteImage(image, str(part), useCompression=True)
@@ -83,11 +83,21 @@ def write_image(path: Path, image: sitk.Image) -> None:
             raise OSError(_reason(error)) from None
 
 
-def check_writable(path: Path) -> None:
+def check_format(path: Path) -> None:
     """Refuse a name whose ending names no format that `write_image` writes."""
-    if not path.name.lower().endswith(WRITABLE):
+    if not path.name.endswith(WRITABLE) or path.name in WRITABLE:
         raise ScanError(f"{path}: cannot be written in this format, expected a name that ends in "
                         f"{', '.join(WRITABLE)}; choose one of these")
+
+
+def check_folder(folder: str | Path) -> None:
+    """Make a folder, and refuse one that cannot be written to: better before hours of work than after."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ScanError(f"{folder}: cannot be written to ({error}), expected a folder one may write to; "
+                        "check the path, its permissions and the space left") from None
 
 
 def modality_of(image: sitk.Image) -> str:

@@ -121,13 +121,14 @@ def load_imagenet(network: FCN8VGG16, path: str | Path | None = None) -> list[st
         raise ScanError(f"{source}: is damaged or no file of weights ({first_line(error)}); "
                         "expected torchvision's vgg16 parameters") from None
     own = network.state_dict()
-    if not isinstance(state, dict) or not any(name in own for name in state):
+    if not isinstance(state, dict) or not own.keys() & state.keys():
         raise ScanError(f"{source}: holds no parameter of VGG16, expected features.0.weight and so on")
     for name, value in state.items():
         if name in own:
-            if value.numel() != own[name].numel():
-                raise ScanError(f"{source}: {name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}; "
-                                "ImageNet weights fit the full width without batch norm")
+            if not isinstance(value, Tensor) or value.numel() != own[name].numel():
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ScanError(f"{source}: {name} is {found}, expected shape {tuple(own[name].shape)}; ImageNet "
+                                "weights fit the full width without batch norm")
             own[name] = value.reshape(own[name].shape).to(own[name].dtype)
     scores = {name for name in own if name.startswith(("score.", "skips."))}
     network.load_state_dict(own | {name: torch.zeros_like(own[name]) for name in scores})

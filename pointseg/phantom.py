@@ -68,10 +68,10 @@ class Sequence:
     noise: tuple[float, float]  # standard deviation, relative to the marrow; from differences of neighbouring voxels
 
 
-SEQUENCES = (Sequence(.45, WATER, (70, 96), (.09, .14), (.015, .035)),
-             Sequence(.20, T2, (48, 65), (.03, .06), (.006, .02)),
-             Sequence(.20, T1, (48, 64), (.10, .17), (.02, .05)),
-             Sequence(.15, TIRM, (18, 40), (.14, .22), (.03, .07)))
+SEQUENCES = {"water": Sequence(.45, WATER, (70, 96), (.09, .14), (.015, .035)),
+             "T2": Sequence(.20, T2, (48, 65), (.03, .06), (.006, .02)),
+             "T1": Sequence(.20, T1, (48, 64), (.10, .17), (.02, .05)),
+             "TIRM": Sequence(.15, TIRM, (18, 40), (.14, .22), (.03, .07))}
 
 # CT, in HU.  From one VerSe, one TotalSegmentator and one TPTBox scan: the eroded vertebrae have a mean of 62..130 HU
 # (posterior elements included), discs 34..98, canal -14..9; noise 30..190, of which we take the lower part.
@@ -202,11 +202,12 @@ class Canvas:
         return box, u, v, w, np.hypot(dented, w), rho
 
 
-def make_phantom(seed: int, modality: str = "MR", spacing_mm: float = 1.0) -> Volume:
+def make_phantom(seed: int, modality: str = "MR", spacing_mm: float = 1.0, sequence: str | None = None) -> Volume:
     """One synthetic scan of L1..L5, the same for the same arguments.
 
     modality: "MR" labels the bodies alone (0..255 as in the real sets), "CT" whole vertebrae (HU).
     spacing_mm: isotropic; 2 mm takes an eighth of the time and shows the same patient.
+    sequence: of an MR scan, one of SEQUENCES; where not given, drawn among them.
     """
     if modality not in ("MR", "CT"):
         raise ValueError(f'modality is "MR" or "CT", not {modality!r}')
@@ -214,9 +215,10 @@ def make_phantom(seed: int, modality: str = "MR", spacing_mm: float = 1.0) -> Vo
     body, texture, scanner = (np.random.default_rng([seed, ("MR", "CT").index(modality), i]) for i in range(3))
     ct = modality == "CT"
     size_mm, spine = place(build_spine(body), ct, body)
-    sequence = SEQUENCES[body.choice(len(SEQUENCES), p=[s.share for s in SEQUENCES])]
-    tissues = Tissues(*(body.uniform(*r) for r in astuple(CT_TISSUES if ct else sequence.tissues)))
-    spread = body.uniform(*(CT_TEXTURE if ct else sequence.texture))
+    drawn = body.choice(list(SEQUENCES), p=[s.share for s in SEQUENCES.values()])
+    protocol = SEQUENCES[sequence or drawn]
+    tissues = Tissues(*(body.uniform(*r) for r in astuple(CT_TISSUES if ct else protocol.tissues)))
+    spread = body.uniform(*(CT_TEXTURE if ct else protocol.texture))
 
     shape = tuple(int(round(mm / spacing_mm)) for mm in size_mm)
     canvas = Canvas(shape, spacing_mm, texture)
@@ -230,20 +232,20 @@ def make_phantom(seed: int, modality: str = "MR", spacing_mm: float = 1.0) -> Vo
     for vertebra in spine:
         paint_body(canvas, vertebra, tissues, spread, ct, own.pop())
 
-    image = scan_ct(canvas, scanner) if ct else scan_mr(canvas, sequence, spine, scanner)
+    image = scan_ct(canvas, scanner) if ct else scan_mr(canvas, protocol, spine, scanner)
     spacing = (float(spacing_mm),) * 3
     geometry = Geometry.canonical(shape, spacing)
     return Volume(image, canvas.mask, spacing, f"phantom-{modality}-{seed}", modality, geometry)
 
 
-def write_phantoms(folder: str | Path, count: int, seed: int = 0, modality: str = "MR",
-                   spacing_mm: float = 1.0) -> Path:
-    """A dataset folder of synthetic patients, one scan each.   -> the folder."""
+def write_phantoms(folder: str | Path, count: int, seed: int = 0, modality: str = "MR", spacing_mm: float = 1.0,
+                   sequence: str | None = "water") -> Path:
+    """A dataset folder of synthetic patients, one scan each, of one sequence, as from one hospital.   -> folder"""
     folder, cases = Path(folder), []
     for i in tqdm(range(count), "making synthetic scans", unit="scan"):
         source, case = f"synthetic-{modality.lower()}", f"{i:03d}"
         image, mask = (folder / source / f"{case}_{part}.nii.gz" for part in ("img", "vert"))
-        write_volume(image, make_phantom(1000 * seed + i, modality, spacing_mm), mask)
+        write_volume(image, make_phantom(1000 * seed + i, modality, spacing_mm, sequence), mask)
         cases.append(Case(source, case, case, modality, image, mask, "vertebral bodies" if modality == "MR" else
                           "whole vertebrae", CLASSES[1:]))
     write_manifest(folder, cases)

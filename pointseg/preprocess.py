@@ -57,14 +57,17 @@ def resample_nearest(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndar
 
 def rescale(image: np.ndarray, modality: str) -> np.ndarray:
     """Intensities to [0, 1]: a fixed window for CT, percentiles for MR.  An unknown modality is told by its air."""
-    if modality not in ("CT", "MR"):
-        modality = "CT" if np.percentile(image, 2) < -300 else "MR"
-    low, high = CT_WINDOW_HU if modality == "CT" else np.percentile(image, MR_PERCENTILES)
+    low, high = CT_WINDOW_HU if (modality or told_modality(image)) == "CT" else np.percentile(image, MR_PERCENTILES)
     return ((image - low) / max(high - low, 1e-6)).clip(0, 1)
 
 
+def told_modality(image: np.ndarray) -> str:
+    """ "CT" or "MR", told by the air that a CT shows below -300 HU."""
+    return "CT" if np.percentile(image, 2) < -300 else "MR"
+
+
 def equalise(image: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """CLAHE on each sagittal slice: (z, y, x) in [0, 1] -> uint8."""
+    """CLAHE on each sagittal slice, stretched to its own range by scikit-image: (z, y, x) in [0, 1] -> uint8."""
     kernel = [max(2, round(CLAHE_KERNEL_MM / s)) for s in spacing_mm[:2]]
     out = np.zeros(image.shape, np.uint8)
     for i, plane in enumerate(np.moveaxis(image, SAGITTAL, 0)):

@@ -5,7 +5,7 @@ Every stage is a function, so that a notebook can run them one by one.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,17 +15,25 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pointseg.datasets import Case, Split, split_cases
-from pointseg.evaluate import evaluate, evaluate_model, one_hot
+from pointseg.evaluate import evaluate, one_hot
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
-from pointseg.losses import Step, Term, extent_term
+from pointseg.losses import (
+    Step,
+    Term,
+    consistency_term,
+    extent_term,
+    moved_point_term,
+    point_term,
+    separation_term,
+)
 from pointseg.metrics import weighted_dice
 from pointseg.model import Model
 from pointseg.network import device
 from pointseg.points import grow_points, mean_further_points, sample_points
 from pointseg.predict import validation_score
 from pointseg.preprocess import Prepared, prepare
-from pointseg.profiles import EXTENT_RADIUS_MM, TERMS, Profile
+from pointseg.profiles import EXTENT_RADIUS_MM, Profile
 from pointseg.report import Table
 from pointseg.slices import AXES, Labelled, SliceDataset
 from pointseg.train import History, Schedule, fit
@@ -129,12 +137,14 @@ def _train(dataset: SliceDataset, validation: Sequence[Prepared], axis: str, pro
     return Model(network.eval(), axis, profile.grid_mm, profile.input_px, profile.name, seed, split), history
 
 
-def terms_named(letters: str) -> list[tuple[float, Term]]:
-    """ "PCES" -> the terms of those letters."""
-    unknown = sorted(set(letters) - set(TERMS))
-    if unknown or "P" not in letters or len(set(letters)) != len(letters):
+def terms_named(letters: str, profile: Profile) -> list[tuple[float, Term]]:
+    """ "PCES" -> the terms of those letters, with the profile's weights."""
+    weight = profile.term_weights
+    known = {"P": [(weight["P"], point_term)], "E": [(weight["E"], extent_term)], "S": [(weight["S"], separation_term)],
+             "C": [(weight["P"], moved_point_term), (weight["C"], consistency_term)]}  # f(t(x)) meets the points too
+    if set(letters) - set(known) or "P" not in letters or len(set(letters)) != len(letters):
         raise ScanError(f"--terms: found {letters!r}, expected P and any of C, E, S, each once, such as P or PCES")
-    return [term for letter in letters for term in TERMS[letter]]
+    return [term for letter in letters for term in known[letter]]
 
 
 def hard_predictions(models: dict[str, Model], scan: Prepared) -> dict[str, np.ndarray]:
@@ -150,54 +160,59 @@ def choose_smoothing(predictions: Sequence[dict[str, np.ndarray]], scans: Sequen
     return max(((d, e) for d in DENOISE for e in EROSION), key=lambda pair: score(*pair))
 
 
-def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | None = None, data: str = "") -> Table:
-    """The whole procedure on the cases of a dataset folder.   terms: letters, where not given the profile's."""
-    terms = profile.terms if terms is None else terms
+def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | None = None, data: str = "",
+        on_model: Callable[[str, Model], None] = lambda name, model: None) -> Table:
+    """The whole procedure on the cases of a dataset folder.
+
+    terms: letters, where not given the profile's.  on_model is handed each model as soon as it is trained, to save it.
+    """
     start = time.monotonic()
-    weak_terms = terms_named(terms)
+    terms = profile.terms if terms is None else terms
+    weak_terms = terms_named(terms, profile)
     split = split_without_flaws(cases, seed)
     names = names_of(split)
-    print(", ".join(f"{len(cases)} {part}" for part, cases in names.items()) + " scans")
+    print(", ".join(f"{len(part)} {name}" for name, part in names.items()) + " scans")
     scans = prepare_split(split, profile)
     points = draw_points(scans.train, seed)
-    weak, histories = {}, {}
+
+    models, histories = {}, {}
     for axis in AXES:
-        weak[axis], histories[axis] = train_weak(points, scans.validation, axis, profile, seed, weak_terms, names)
+        models[axis], histories[axis] = train_weak(points, scans.validation, axis, profile, seed, weak_terms, names)
+        on_model(axis, models[axis])
+    weak = dict(models)
     predictions = [hard_predictions(weak, scan) for scan in tqdm(scans.validation, "choosing smoothing", unit="scan")]
     smoothing = choose_smoothing(predictions, scans.validation)
 
     def fused(scan: Prepared) -> np.ndarray:
         return pseudo_mask(**hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1])
 
-    pseudo = [fused(scan) for scan in tqdm(scans.train, "fusing pseudo masks", unit="scan")]
-    models = dict(weak)
-    for name, labels in (("result", pseudo), ("reference", [scan.mask for scan in scans.train])):
-        labelled = [Labelled(scan, mask) for scan, mask in zip(scans.train, labels, strict=True)]
+    pseudo = {scan.name: fused(scan) for scan in tqdm(scans.train, "fusing pseudo masks", unit="scan")}
+    for name, masks in (("result", pseudo), ("reference", {scan.name: scan.mask for scan in scans.train})):
+        labelled = [Labelled(scan, masks[scan.name]) for scan in scans.train]
         models[name], histories[name] = train_full(labelled, scans.validation, "sagittal", profile, seed, names, name)
-    scores = {name: evaluate_model(model, split.test) for name, model in models.items()}
-    scores["pseudo_mask"] = evaluate(lambda scan: one_hot(fused(scan), len(CLASSES)), models["result"].prepare,
-                                     split.test, len(CLASSES))
-    by_name = dict(zip(names["train"], pseudo, strict=True))
-    scores["pseudo_mask_train"] = evaluate(lambda scan: one_hot(by_name[scan.name], len(CLASSES)),
-                                           models["result"].prepare, split.train, len(CLASSES))
+        on_model(name, models[name])
+
     test_points = {p.scan.name: p.labels for p in draw_points(scans.test, seed)}
-    scores["watershed"] = evaluate(
-        lambda scan: one_hot(grow_points(scan.image, test_points[scan.name], scan.spacing_mm), len(CLASSES)),
-        models["result"].prepare, split.test, len(CLASSES))
-    example_scan = scans.test[0]
-    example = {"points": test_points[example_scan.name]}
-    example |= hard_predictions(weak, example_scan) | {"pseudo mask": fused(example_scan)}
-    example |= hard_predictions({name: models[name] for name in ("result", "reference")}, example_scan)
-    example["truth"] = example_scan.mask
-    return Table(scores, histories, models, names, smoothing,
-                 float(np.mean([mean_further_points(p.labels) for p in points])), time.monotonic() - start, seed,
-                 profile.name, terms, data, example, example_scan)
+    others = {  # hard labels, from the weak models' vote and without any learning
+        "pseudo_mask": fused,
+        "watershed": lambda scan: grow_points(scan.image, test_points[scan.name], scan.spacing_mm)}
+    scores = evaluate({name: model.probabilities for name, model in models.items()}
+                      | {name: lambda scan, f=f: one_hot(f(scan), len(CLASSES)) for name, f in others.items()},
+                      models["result"].prepare, split.test)
+    scores |= evaluate({"pseudo_mask_train": lambda scan: one_hot(pseudo[scan.name], len(CLASSES))},
+                       models["result"].prepare, split.train)
+    example = scans.test[0]
+    stages = {"points": test_points[example.name]} | hard_predictions(weak, example) | {"pseudo mask": fused(example)}
+    stages |= hard_predictions({name: models[name] for name in ("result", "reference")}, example)
+    further_points = float(np.mean([mean_further_points(p.labels) for p in points]))
+    return Table(scores, histories, names, smoothing, further_points, time.monotonic() - start, seed, profile.name,
+                 terms, data, example, stages | {"truth": example.mask})
 
 
 def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Profile, seed: int,
               terms: str | None = None) -> tuple[Model, History]:
     """One model along one axis, from points or from masks, on the split that `run` would use."""
-    weak_terms = terms_named(profile.terms if terms is None else terms)
+    weak_terms = terms_named(profile.terms if terms is None else terms, profile)
     split = split_without_flaws(cases, seed)
     scans = prepare_split(split, profile)
     if from_points:

@@ -1,7 +1,6 @@
 """What the procedure reports: the thesis's Table 1, table1.json, figures and models."""
 
 import json
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from pointseg import plot
 from pointseg.evaluate import Evaluation, number
 from pointseg.files import whole_file
 from pointseg.metrics import per_class
-from pointseg.model import Model, save_model
 from pointseg.points import labelling_cost
 from pointseg.preprocess import Prepared
 from pointseg.train import History
@@ -29,7 +27,6 @@ class Table:
 
     scores: dict[str, Evaluation]  # on test scans, by model; pseudo_mask_train on training scans; watershed
     histories: dict[str, History]
-    models: dict[str, Model]
     split: dict[str, list[str]]
     smoothing: tuple[int, int]
     further_points: float
@@ -38,8 +35,8 @@ class Table:
     profile: str
     terms: str
     data: str
-    example: dict[str, np.ndarray]  # one test scan through all stages: image and label volumes (z, y, x)
-    example_scan: Prepared
+    example: Prepared  # a test scan
+    stages: dict[str, np.ndarray]  # its labels (z, y, x) at each stage of the procedure
 
     @property
     def ratio(self) -> float:
@@ -58,7 +55,7 @@ class Table:
             "smoothing": {"denoise": self.smoothing[0], "erosion": self.smoothing[1]},
             "validation": {name: h.best_validation for name, h in self.histories.items()},
             "steps": {name: {"best": h.best_step, "total": h.rounds[-1].step} for name, h in self.histories.items()},
-            "seconds": round(self.seconds, 1), "peak_rss_mb": round(peak_rss_mb()), "split": self.split,
+            "seconds": round(self.seconds, 1), "peak_rss_mb": number(round(peak_rss_mb(), 1)), "split": self.split,
             "seed": self.seed, "profile": self.profile, "terms": self.terms, "data": self.data}
 
     def __str__(self) -> str:
@@ -79,15 +76,15 @@ class Table:
                      f"{labelling_cost():>10.1%}")
         lines.append(f"smoothing: {self.smoothing[0]} denoise and {self.smoothing[1]} erosion iterations; "
                      f"{self.seconds / 60:.1f} minutes, peak memory {peak_rss_mb():.0f} MB")
+        if self.histories["reference"].still_improving:
+            lines.append("note: the reference still improved when its training ended: the ratio flatters the result")
         return "\n".join(lines)
 
 
 def write_table(table: Table, out: Path) -> None:
-    """table1.json, the models and the figures, into a folder."""
-    for name, model in table.models.items():
-        save_model(out / f"{name}.pt", model)
-    plot.save(plot.stages(table.example_scan.image, table.example, table.example_scan.spacing_mm,
-                          title=table.example_scan.name), out / "stages.png")
+    """table1.json and the figures, into a folder."""
+    plot.save(plot.stages(table.example.image, table.stages, table.example.spacing_mm, title=table.example.name),
+              out / "stages.png")
     plot.save(plot.curves(table.histories), out / "curves.png")
     dice = {name: per_class(e.confusion).dice[1:].tolist() for name, e in table.scores.items() if len(e.classes) > 2}
     plot.save(plot.class_scores(dice), out / "per_class.png")
@@ -102,6 +99,10 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def peak_rss_mb() -> float:
-    """The process's largest resident memory so far, in MB."""
+    """The process's largest resident memory so far, in MB; nan on Windows, which does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

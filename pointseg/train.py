@@ -51,6 +51,12 @@ class History:
     best_step: int = 0
     best_validation: float = float("-inf")
 
+    @property
+    def still_improving(self) -> bool:
+        """The last round's score is the best by more than 0.01, so more rounds would have helped."""
+        before = [r.validation for r in self.rounds[:-1]]
+        return bool(before) and self.rounds[-1].validation > max(before) + 0.01
+
 
 def training_step(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor], move: Move,
                   terms: Sequence[tuple[float, Term]], optimizer: torch.optim.Optimizer,
@@ -74,7 +80,7 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
     torch.manual_seed(seed)  # for dropout: what ran before in this process must not matter
     where = next(network.parameters()).device
     network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(network.parameters(), schedule.learning_rate, fused=where.type != "meta")
+    optimizer = torch.optim.Adam(network.parameters(), schedule.learning_rate, fused=True)
     rng = np.random.default_rng((seed, 1))
     class_weights = None if class_weights is None else class_weights.to(where)
     batches = endless_batches(dataset, schedule.batch, seed)
@@ -97,7 +103,7 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
             losses = {key: float(torch.stack([v[key] for v in values]).mean()) for key in values[0]}
             if not np.isfinite(losses["total"]):
                 raise FloatingPointError(f"{name}: the loss is {losses['total']} after {step} steps; "
-                                         "lower the learning rate")
+                                         "look for scans that are not like the others, or lower the profile's learning rate")
             score = validate(network)
             history.rounds.append(Round(step, rate, losses, score, time.monotonic() - start))
             bar.update(schedule.round_steps)

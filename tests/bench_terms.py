@@ -51,7 +51,7 @@ def main() -> None:
         scans = prepare_split(split, CLASSROOM)
         points = draw_points(scans.train, seed)
         for letters in o.terms:
-            models = {axis: train_weak(points, scans.validation, axis, CLASSROOM, seed, terms_named(letters),
+            models = {axis: train_weak(points, scans.validation, axis, CLASSROOM, seed, terms_named(letters, CLASSROOM),
                                        names_of(split))[0] for axis in AXES}
             parts = {name: [hard_predictions(models, scan) for scan in getattr(scans, name)]
                      for name in ("train", "validation", "test")}

@@ -10,6 +10,7 @@ import torch
 
 from pointseg import cli, procedure, profiles
 from pointseg.datasets import read_manifest
+from pointseg.model import Model, save_model
 from pointseg.phantom import write_phantoms
 from pointseg.preprocess import Prepared
 from pointseg.procedure import draw_points, point_weights
@@ -67,16 +68,19 @@ def test_segment_keeps_the_geometry_and_follows_flips(run_folder, tmp_path):
     turn = sitk.VersorTransform((0.3, 0.1, 0.2), 0.2)
     image.SetDirection((np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(image.GetDirection(), (3, 3))).ravel())
     flipped.SetDirection((np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(flipped.GetDirection(), (3, 3))).ravel())
+    # A random network: unlike one trained for seconds, it surely gives every mask some classes to follow the flips.
+    save_model(tmp_path / "random.pt", Model(TINY.network(6, seed=0), "sagittal", 4.0, 192, "tiny", 0, {}))
     masks = []
     for name, scan in (("original", image), ("flipped", flipped)):
         sitk.WriteImage(scan, str(tmp_path / f"{name}.mha"))
-        assert cli.main(["segment", str(tmp_path / f"{name}.mha"), "--model", str(run_folder / "reference.pt"),
+        assert cli.main(["segment", str(tmp_path / f"{name}.mha"), "--model", str(tmp_path / "random.pt"),
                          "-o", str(tmp_path / f"{name}_mask.mha")]) == 0
         mask = sitk.ReadImage(str(tmp_path / f"{name}_mask.mha"))
         assert (mask.GetSize(), mask.GetSpacing(), mask.GetOrigin(), mask.GetDirection()) == (
             scan.GetSize(), scan.GetSpacing(), scan.GetOrigin(), scan.GetDirection())
         assert (tmp_path / f"{name}_mask.png").stat().st_size > 1000
         masks.append(mask)
+        assert len(np.unique(sitk.GetArrayViewFromImage(mask))) > 1
     expected = sitk.Flip(sitk.PermuteAxes(masks[0], (1, 2, 0)), (True, False, True))
     assert np.array_equal(sitk.GetArrayFromImage(masks[1]), sitk.GetArrayFromImage(expected))
 
@@ -101,9 +105,13 @@ def test_train_writes_a_model_that_evaluate_scores(run_folder, tmp_path, monkeyp
     (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "MODEL", "-o", "DATA/synthetic-mr/000_img.nii.gz"],
      "is the scan itself"),
     (["table1", "--data", "DATA", "--imagenet", "none"], "--profile thesis"),
+    (["table1", "--data", "DATA", "--profile", "thesis", "--imagenet", "no.pth"], "no.pth"),
+    (["table1", "--data", "DATA", "--out", "DATA/manifest.csv/x"], "cannot be written to"),
+    (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "TWO", "-o", "OUT/mask.nii.gz"], "transverse.pt"),
 ])
 def test_bad_input_is_one_line_that_says_what(run_folder, tmp_path, capsys, arguments, said):
-    names = {"DATA": str(run_folder / "scans"), "MODEL": str(run_folder / "result.pt"), "OUT": str(tmp_path)}
+    names = {"DATA": str(run_folder / "scans"), "MODEL": str(run_folder / "result.pt"), "OUT": str(tmp_path),
+             "TWO": str(run_folder / "transverse.pt")}
     for key, value in names.items():
         arguments = [a.replace(key, value) for a in arguments]
     assert cli.main(arguments) == 1
@@ -144,9 +152,12 @@ def test_every_ablation_of_the_terms_trains(run_folder, letters):
 
 
 def test_terms_are_named_by_letters():
-    assert len(procedure.terms_named("PCES")) == 5
-    with pytest.raises(ScanError, match="--terms"):
-        procedure.terms_named("PX")
+    named = {term.__name__: weight for weight, term in procedure.terms_named("PCES", profiles.CLASSROOM)}
+    assert named == {"point_term": 1.0, "moved_point_term": 1.0, "consistency_term": 0.3, "separation_term": 0.1,
+                     "extent_term": 1.0}
+    for wrong in ("PX", "CE", "PP", ""):
+        with pytest.raises(ScanError, match="--terms"):
+            procedure.terms_named(wrong, profiles.CLASSROOM)
 
 
 def test_points_depend_on_the_seed_alone(run_folder):
