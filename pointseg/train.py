@@ -103,7 +103,7 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
             losses = {key: float(torch.stack([v[key] for v in values]).mean()) for key in values[0]}
             if not np.isfinite(losses["total"]):
                 raise FloatingPointError(f"{name}: the loss is {losses['total']} after {step} steps; "
-                                         "look for scans that are not like the others, or lower the profile's learning rate")
+                                         "look for a scan unlike the others, or lower the profile's learning rate")
             score = validate(network)
             history.rounds.append(Round(step, rate, losses, score, time.monotonic() - start))
             bar.update(schedule.round_steps)

@@ -1,12 +1,15 @@
 """Which of the thesis's loss terms help?  The weak models of several seeds, with and without each term.
 
     python tests/bench_terms.py [--data ../shared/data] [--source myosegmentum] [--terms P PC PCE PCES] [--seeds 0 1]
+                                [--rounds 2 1 1 0]
 
 Prints Dice_wi on the prepared grid of the test scans for the weak models and the pseudo mask, and of the training
-scans' pseudo masks, which is what the final model learns from.  About 4 to 6 minutes for each line on two CPU cores.
+scans' pseudo masks, which is what the final model learns from.  --rounds: rounds of 100 steps at each learning rate, by
+default half the classroom profile's, so that a line takes 2 to 4 minutes on two CPU cores.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +43,9 @@ def main() -> None:
     p.add_argument("--source", nargs="+", default=["myosegmentum"])
     p.add_argument("--terms", nargs="+", default=["P", "PC", "PCE", "PCES"])
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    p.add_argument("--rounds", nargs=4, type=int, default=[2, 1, 1, 0])
     o = p.parse_args()
+    profile = replace(CLASSROOM, weak=replace(CLASSROOM.weak, rounds=tuple(o.rounds)))
     if not o.data.is_dir():
         print(f"skipped: no dataset folder {o.data}")
         return
@@ -48,10 +53,10 @@ def main() -> None:
           f"{'pseudo, training':>18}", flush=True)
     for seed in o.seeds:  # a seed's runs share the split, the points and the first weights
         split = split_without_flaws(read_manifest(o.data, o.source), seed)
-        scans = prepare_split(split, CLASSROOM)
+        scans = prepare_split(split, profile)
         points = draw_points(scans.train, seed)
         for letters in o.terms:
-            models = {axis: train_weak(points, scans.validation, axis, CLASSROOM, seed, terms_named(letters, CLASSROOM),
+            models = {axis: train_weak(points, scans.validation, axis, profile, seed, terms_named(letters, profile),
                                        names_of(split))[0] for axis in AXES}
             parts = {name: [hard_predictions(models, scan) for scan in getattr(scans, name)]
                      for name in ("train", "validation", "test")}
