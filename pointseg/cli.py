@@ -37,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
                 "synthetic scans, which it writes to OUT/scans. OUT gets table1.json, figures and the five models.")
     data_options(p, required=False)
     training_options(p)
-    p.add_argument("--scans", type=at_least(3), default=42,
-                   help="number of synthetic scans, without --data (default 42)")
+    p.add_argument("--scans", type=at_least(3), default=36,
+                   help="number of synthetic scans, without --data (default 36)")
     p.add_argument("--out", type=Path, default=Path("out/table1"),
                    help="folder for everything that is written (default out/table1)")
 
