@@ -113,9 +113,8 @@ def train_weak(points: Sequence[Labelled], validation: Sequence[Prepared], axis:
                terms: Sequence[tuple[float, Term]], split: dict[str, list[str]]) -> tuple[Model, History]:
     """Train a model along one axis from points: two classes on transverse slices, else six."""
     num_classes = 2 if axis == "transverse" else len(CLASSES)
-    radius_mm = EXTENT_RADIUS_MM if any(term is extent_term for _, term in terms) else None
     dataset = SliceDataset(points, axis, num_classes, profile.input_px, profile.augmentation, seed, sparse=True,
-                           radius_mm=radius_mm)
+                           radius_mm=EXTENT_RADIUS_MM)
     weights = point_weights(points, validation, num_classes, profile.point_weighting)
     return _train(dataset, validation, axis, profile, seed, profile.weak, terms, split, f"{axis}, points", weights)
 

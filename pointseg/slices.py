@@ -76,7 +76,7 @@ class SliceDataset(Dataset):
 
     num_classes 2 joins L1..L5 into one class.  Slices without any label are left out.  Items depend on (seed, epoch,
     index) alone, not on the number of workers or what was drawn before.  sparse: the labels are points, moved one by
-    one, since resampling a map would lose them; radius_mm: the extent's radius, None where no term asks for it.
+    one, since resampling a map would lose them; radius_mm: the extent's radius, None for no extent.
     """
 
     def __init__(self, scans: Sequence[Labelled], axis: str, num_classes: int, input_px: int,

@@ -64,8 +64,7 @@ def training_step(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor], move
     """Forward, loss terms, backward, update.  Nothing here waits for the device.   -> each term's value and "total"."""
     image, labels, extent = batch
     with autocast(image.device):
-        step = Step(network, image.to(memory_format=torch.channels_last), labels, extent, move,
-                    class_weights)
+        step = Step(network, image.to(memory_format=torch.channels_last), labels, extent, move, class_weights)
         total, values = weighted_total(terms, step)
     total.backward()
     optimizer.step()

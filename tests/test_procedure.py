@@ -10,6 +10,7 @@ import torch
 
 from pointseg import cli, procedure, profiles
 from pointseg.datasets import read_manifest
+from pointseg.losses import point_term
 from pointseg.model import Model, save_model
 from pointseg.phantom import write_phantoms
 from pointseg.preprocess import Prepared
@@ -149,6 +150,21 @@ def test_every_ablation_of_the_terms_trains(run_folder, letters):
              "S": {"separation_term"}}
     expected = {"total"}.union(*(named[letter] for letter in letters))
     assert set(history.rounds[0].losses) == expected and np.isfinite(list(history.rounds[0].losses.values())).all()
+
+
+def test_a_term_of_ones_own_sees_points_and_their_extent(run_folder):
+    scans = procedure.prepare_split(procedure.split_cases(read_manifest(run_folder / "scans")), TINY)
+    seen = []
+
+    def own_term(step):
+        seen.append(step)
+        return point_term(step)
+
+    once = dataclasses.replace(TINY, weak=dataclasses.replace(QUICK, divisors=(1,), rounds=(1,), round_steps=2))
+    points = draw_points(scans.train, 0)
+    _, history = procedure.train_weak(points, scans.validation, "sagittal", once, 0, [(1.0, own_term)], {})
+    assert set(history.rounds[0].losses) == {"own_term", "total"}
+    assert ((seen[0].labels > 0) & (seen[0].labels < 6)).any() and not seen[0].extent[:, 1:].all()
 
 
 def test_terms_are_named_by_letters():
