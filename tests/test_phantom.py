@@ -88,9 +88,11 @@ def test_levels_run_from_cranial_to_caudal(mr, ct):
         assert (np.diff(centres_mm(v.mask, v.spacing_mm)[:, 0]) > 15).all()
 
 
-def test_position_does_not_tell_the_level(mr):
-    z = np.array([centres_mm(v.mask, v.spacing_mm)[:, 0] for v in mr])
-    assert z[:, 0].max() > z[:, 1].min() - 15  # the highest L2 lies about where the lowest L1 does
+def test_position_hints_at_the_level_as_in_real_scans():
+    """The height of L3 spreads by 10.7 mm in MyoSegmenTUM's field of view: a hint, with levels 35 mm apart."""
+    scans = [make_phantom(seed, "MR", spacing_mm=4.0) for seed in range(30)]
+    height_mm = [centres_mm(v.mask, v.spacing_mm)[2, 0] - 4.0 * v.image.shape[0] / 2 for v in scans]
+    assert 7 < np.std(height_mm) < 18
 
 
 @pytest.mark.parametrize("modality", ["MR", "CT"])
