@@ -125,7 +125,7 @@ def table1(options: argparse.Namespace) -> None:
     from pointseg.report import write_table
 
     profile, folder = chosen_profile(options), options.data
-    terms_named(options.terms or profile.terms, profile)
+    terms_named(profile.terms if options.terms is None else options.terms, profile)  # refuse a wrong one at once
     check_folder(options.out)
     if folder is None:
         if options.source:

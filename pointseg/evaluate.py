@@ -10,8 +10,9 @@ from pointseg.datasets import Case
 from pointseg.kernels import confusion_matrix, resample_argmax
 from pointseg.metrics import absent_classes, per_class, weighted_dice
 from pointseg.model import Model
+from pointseg.predict import known_truth
 from pointseg.preprocess import Prepared
-from pointseg.volume import BACKGROUND, CLASSES, ScanError, Volume
+from pointseg.volume import CLASSES, ScanError, Volume
 
 VERTEBRA_CLASSES = ("background", "vertebra")
 
@@ -99,7 +100,7 @@ def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Ca
             k = len(scores)
             result = results.setdefault(name, Evaluation(CLASSES if k > 2 else VERTEBRA_CLASSES))
             for matrices, truth in ((result.own, volume.mask), (result.prepared, scan.mask)):
-                truth = truth if k > 2 else (truth != BACKGROUND).astype(np.uint8)
+                truth = known_truth(truth, k)
                 matrices[case.name] = confusion_matrix(truth, resample_argmax(scores, truth.shape), k)
     return results
 

@@ -11,6 +11,7 @@ from pointseg.metrics import weighted_dice
 from pointseg.network import autocast
 from pointseg.preprocess import Prepared
 from pointseg.slices import AXES, cut_crops, input_size, tile_corners
+from pointseg.volume import BACKGROUND
 
 
 def predict(network: nn.Module, scan: Prepared, axis: str, input_px: int, batch: int = 16) -> np.ndarray:
@@ -47,11 +48,16 @@ def softmax_(logits: np.ndarray) -> np.ndarray:
     return logits
 
 
+def known_truth(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """A mask 0..5 in the classes that a model has: for two of them L1..L5 become one."""
+    return mask if num_classes > 2 else (mask != BACKGROUND).astype(np.uint8)
+
+
 def validation_score(network: nn.Module, scans: Sequence[Prepared], axis: str, input_px: int) -> float:
     """Dice_wi pooled over scans on the prepared grid, in the classes that the network has."""
     total = 0
     for scan in scans:
         prediction = predict(network, scan, axis, input_px)
-        truth = scan.mask if len(prediction) > 2 else (scan.mask > 0).astype(np.uint8)
+        truth = known_truth(scan.mask, len(prediction))
         total = total + confusion_matrix(truth, prediction.argmax(0).astype(np.uint8), len(prediction))
     return weighted_dice(total)

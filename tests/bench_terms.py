@@ -18,6 +18,7 @@ from pointseg.datasets import read_manifest
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.metrics import weighted_dice
+from pointseg.predict import known_truth
 from pointseg.procedure import (
     choose_smoothing,
     draw_points,
@@ -30,7 +31,6 @@ from pointseg.procedure import (
 )
 from pointseg.profiles import CLASSROOM
 from pointseg.slices import AXES
-from pointseg.volume import BACKGROUND
 
 
 def pooled(pairs: list[tuple[np.ndarray, np.ndarray]], num_classes: int) -> float:
@@ -61,9 +61,9 @@ def main() -> None:
             parts = {name: [hard_predictions(models, scan) for scan in getattr(scans, name)]
                      for name in ("train", "validation", "test")}
             denoise, erosion = choose_smoothing(parts["validation"], scans.validation)
-            weak = [pooled([((s.mask > BACKGROUND).astype(np.uint8) if axis == "transverse" else s.mask, q[axis])
-                            for s, q in zip(scans.test, parts["test"])], 2 if axis == "transverse" else 6)
-                    for axis in AXES]
+            weak = [pooled([(known_truth(s.mask, model.num_classes), q[axis])
+                            for s, q in zip(scans.test, parts["test"])], model.num_classes)
+                    for axis, model in models.items()]
             fused = {name: pooled([(s.mask, pseudo_mask(**q, denoise=denoise, erosion=erosion))
                                    for s, q in zip(getattr(scans, name), parts[name])], 6)
                      for name in ("test", "train")}
