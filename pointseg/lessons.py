@@ -1,0 +1,110 @@
+"""What the notebooks share: which scans they read, and trained models kept from one notebook to the next.
+
+Nothing here is part of the procedure.  Everything is written below out/lessons, which may be deleted at any time.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from pointseg.datasets import Case, read_manifest
+from pointseg.files import ScanError, whole_file
+from pointseg.losses import Term, point_term
+from pointseg.model import Model, load_model, save_model
+from pointseg.phantom import make_phantom, write_phantoms
+from pointseg.procedure import Scans, train_full, train_weak
+from pointseg.profiles import LESSON
+from pointseg.slices import Labelled
+from pointseg.train import History, Round
+from pointseg.volume import Volume
+
+PACKAGE = Path(__file__).parent
+ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()  # a checkout, else where we are
+OUT = ROOT / "out" / "lessons"
+COUNT, SPACING_MM, SEED = 30, 2.0, 0
+NO_INFLUENCE = {"cli", "course", "plot", "report", "widgets"}  # modules that no scan and no model depends on
+
+
+def data_folder() -> Path | None:
+    """The dataset folder that POINTSEG_DATA names, None where it is not set.
+
+    A relative path counts from the current folder or, so that it means the same in notebooks/, from the checkout.
+    """
+    named = os.environ.get("POINTSEG_DATA")
+    if not named:
+        return None
+    for folder in (Path(named), ROOT / named):
+        if folder.is_dir():
+            return folder
+    raise ScanError(f"POINTSEG_DATA={named}: no such folder, expected a dataset folder; correct it, or unset it to "
+                    "work on synthetic scans")
+
+
+def lesson_cases() -> list[Case]:
+    """At most COUNT cases: from the folder that POINTSEG_DATA names, else synthetic ones, made on first use.
+
+    Of a folder only cases without a known flaw, and of its largest source: one model learns one kind of scan.
+    """
+    folder = data_folder()
+    if folder is None:
+        folder = OUT / f"scans-{_fingerprint()}"
+        if not (folder / "manifest.csv").is_file():  # written last
+            write_phantoms(folder, COUNT, SEED, spacing_mm=SPACING_MM)
+    cases = [c for c in read_manifest(folder) if not c.flaw]
+    sources = [c.source for c in cases]
+    return [c for c in cases if c.source == max(sorted(set(sources)), key=sources.count)][:COUNT]
+
+
+def lesson_volume() -> Volume:
+    """One scan with its mask to look at: the first of `lesson_cases`, or a synthetic one of 1 mm."""
+    return make_phantom(SEED, sequence="water") if data_folder() is None else lesson_cases()[0].read()
+
+
+def weak_model(points: Sequence[Labelled], scans: Scans, axis: str, names: dict[str, list[str]],
+               terms: Sequence[tuple[float, Term]] = ((1.0, point_term),)) -> tuple[Model, History]:
+    """`train_weak` in the lesson profile; with the package's own terms it is trained once and then read."""
+    def train() -> tuple[Model, History]:
+        return train_weak(points, scans.validation, axis, LESSON, SEED, terms, names)
+
+    if any(getattr(term, "__module__", "") != point_term.__module__ for _, term in terms):
+        return train()  # your own term: it may have changed since the last time
+    used = [(weight, term.__name__) for weight, term in terms]
+    return _remember(axis, train, names, axis, used, *(p.labels for p in points))
+
+
+def full_model(masks: dict[str, np.ndarray], scans: Scans, names: dict[str, list[str]],
+               name: str) -> tuple[Model, History]:
+    """`train_full` on label volumes by scan name, in the lesson profile, trained once and then read."""
+    labelled = [Labelled(scan, masks[scan.name]) for scan in scans.train]
+    return _remember(name, lambda: train_full(labelled, scans.validation, "sagittal", LESSON, SEED, names, name),
+                     names, *(p.labels for p in labelled))
+
+
+def _remember(name: str, train: Callable[[], tuple[Model, History]], *depends_on) -> tuple[Model, History]:
+    path = OUT / f"{name}-{_fingerprint(*depends_on)}.pt"
+    history_path = path.with_suffix(".json")
+    if history_path.is_file():  # written last
+        content = json.loads(history_path.read_text())
+        content["rounds"] = [Round(**r) for r in content["rounds"]]
+        return load_model(path), History(**content)
+    model, history = train()
+    save_model(path, model)
+    with whole_file(history_path) as part:
+        part.write_text(json.dumps(asdict(history)))
+    return model, history
+
+
+def _fingerprint(*parts) -> str:
+    """Of the package's source, the lesson profile and the parts: whatever changes, nothing old is read."""
+    digest = hashlib.sha256(repr(LESSON).encode())
+    for file in sorted(PACKAGE.glob("*.py")):
+        if file.stem not in NO_INFLUENCE:
+            digest.update(file.read_bytes())
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()[:12]
