@@ -11,10 +11,15 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 
-.PHONY: help run test lab bench clean
+LESSONS := $(sort $(wildcard notebooks/*.ipynb)) $(sort $(wildcard notebooks/course/source/*/*.ipynb))
+ifdef POINTSEG_DATA  # notebooks run in their own folder, where a relative path would mean something else
+export POINTSEG_DATA := $(abspath $(POINTSEG_DATA))
+endif
+
+.PHONY: help run test lab notebooks course bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 run: $(INSTALLED)  ## the whole procedure on synthetic scans, into out/synthetic; options in ARGS="--seed 2 ..."
 	$(BIN)/pointseg table1 --out out/synthetic $(ARGS)
@@ -22,14 +27,18 @@ run: $(INSTALLED)  ## the whole procedure on synthetic scans, into out/synthetic
 test: $(INSTALLED)  ## ruff, the tests, and every notebook from top to bottom
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -q --durations=5 tests
-ifneq ($(wildcard notebooks/*.ipynb),)
-	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --durations=5 notebooks
-else
-	@echo "no notebooks to run"
-endif
+	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --durations=15 $(LESSONS)
 
 lab: $(INSTALLED)  ## JupyterLab, opened in notebooks/
 	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+notebooks: $(INSTALLED)  ## run every notebook and save it with its outputs
+	$(BIN)/python notebooks/execute.py
+
+course: $(INSTALLED)  ## the students' copies of the assignments, into notebooks/course/release
+	cd notebooks/course && for folder in source/*/; do \
+	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/nbgrader generate_assignment --force $$(basename $$folder) || exit 1; \
+	done
 
 bench: $(INSTALLED)  ## the benchmarks, tests/bench_*.py
 	@for script in tests/bench_*.py; do \

@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from pointseg.datasets import Case, read_manifest
+from pointseg.datasets import MANIFEST, Case, read_manifest
 from pointseg.files import ScanError, whole_file
 from pointseg.losses import Term, point_term
 from pointseg.model import Model, load_model, save_model
@@ -52,12 +52,21 @@ def lesson_cases() -> list[Case]:
     """
     folder = data_folder()
     if folder is None:
-        folder = OUT / f"scans-{_fingerprint()}"
-        if not (folder / "manifest.csv").is_file():  # written last
-            write_phantoms(folder, COUNT, SEED, spacing_mm=SPACING_MM)
+        return _synthetic("water", COUNT, SEED)
     cases = [c for c in read_manifest(folder) if not c.flaw]
     sources = [c.source for c in cases]
     return [c for c in cases if c.source == max(sorted(set(sources)), key=sources.count)][:COUNT]
+
+
+def other_cases(count: int = 3) -> list[Case]:
+    """A few cases of each source that `lesson_cases` leaves out: other MR sequences, where the scans are synthetic."""
+    if (folder := data_folder()) is None:
+        return [case for i, sequence in enumerate(("T1", "T2")) for case in _synthetic(sequence, count, SEED + 1 + i)]
+    taken, cases = lesson_cases()[0].source, {}
+    for case in read_manifest(folder):
+        if case.source != taken and not case.flaw:
+            cases.setdefault(case.source, []).append(case)
+    return [case for of_source in cases.values() for case in of_source[:count]]
 
 
 def lesson_volume() -> Volume:
@@ -83,6 +92,13 @@ def full_model(masks: dict[str, np.ndarray], scans: Scans, names: dict[str, list
     labelled = [Labelled(scan, masks[scan.name]) for scan in scans.train]
     return _remember(name, lambda: train_full(labelled, scans.validation, "sagittal", LESSON, SEED, names, name),
                      names, *(p.labels for p in labelled))
+
+
+def _synthetic(sequence: str, count: int, seed: int) -> list[Case]:
+    folder = OUT / f"scans-{sequence}-{_fingerprint()}"
+    if not (folder / MANIFEST).is_file():  # written last
+        write_phantoms(folder, count, seed, spacing_mm=SPACING_MM, sequence=sequence)
+    return [replace(case, source=f"synthetic-{sequence.lower()}") for case in read_manifest(folder)]
 
 
 def _remember(name: str, train: Callable[[], tuple[Model, History]], *depends_on) -> tuple[Model, History]:

@@ -159,6 +159,12 @@ def choose_smoothing(predictions: Sequence[dict[str, np.ndarray]], scans: Sequen
     return max(((d, e) for d in DENOISE for e in EROSION), key=lambda pair: score(*pair))
 
 
+def fuse_all(weak: dict[str, Model], scans: Sequence[Prepared], smoothing: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Pseudo masks (z, y, x) uint8 by scan name.   smoothing: denoise and erosion iterations."""
+    return {scan.name: pseudo_mask(**hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1])
+            for scan in tqdm(scans, "fusing pseudo masks", unit="scan")}
+
+
 def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | None = None, data: str = "",
         on_model: Callable[[str, Model], None] = lambda name, model: None) -> Table:
     """The whole procedure on the cases of a dataset folder.
@@ -181,11 +187,7 @@ def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | Non
     weak = dict(models)
     predictions = [hard_predictions(weak, scan) for scan in tqdm(scans.validation, "choosing smoothing", unit="scan")]
     smoothing = choose_smoothing(predictions, scans.validation)
-
-    def fused(scan: Prepared) -> np.ndarray:
-        return pseudo_mask(**hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1])
-
-    pseudo = {scan.name: fused(scan) for scan in tqdm(scans.train, "fusing pseudo masks", unit="scan")}
+    pseudo = fuse_all(weak, scans.train + scans.test, smoothing)
     for name, masks in (("result", pseudo), ("reference", {scan.name: scan.mask for scan in scans.train})):
         labelled = [Labelled(scan, masks[scan.name]) for scan in scans.train]
         models[name], histories[name] = train_full(labelled, scans.validation, "sagittal", profile, seed, names, name)
@@ -193,7 +195,7 @@ def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | Non
 
     test_points = {p.scan.name: p.labels for p in draw_points(scans.test, seed)}
     others = {  # hard labels, from the weak models' vote and without any learning
-        "pseudo_mask": fused,
+        "pseudo_mask": lambda scan: pseudo[scan.name],
         "watershed": lambda scan: grow_points(scan.image, test_points[scan.name], scan.spacing_mm)}
     scores = evaluate({name: model.probabilities for name, model in models.items()}
                       | {name: lambda scan, f=f: one_hot(f(scan), len(CLASSES)) for name, f in others.items()},
@@ -201,7 +203,8 @@ def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | Non
     scores |= evaluate({"pseudo_mask_train": lambda scan: one_hot(pseudo[scan.name], len(CLASSES))},
                        models["result"].prepare, split.train)
     example = scans.test[0]
-    stages = {"points": test_points[example.name]} | hard_predictions(weak, example) | {"pseudo mask": fused(example)}
+    stages = {"points": test_points[example.name]} | hard_predictions(weak, example)
+    stages |= {"pseudo mask": pseudo[example.name]}
     stages |= hard_predictions({name: models[name] for name in ("result", "reference")}, example)
     further_points = float(np.mean([mean_further_points(p.labels) for p in points]))
     return Table(scores, histories, names, smoothing, further_points, time.monotonic() - start, seed, profile.name,

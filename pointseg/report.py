@@ -68,6 +68,8 @@ class Table:
                  f"terms {self.terms}, seed {self.seed}",
                  f"{'':<36}{'own grid':>10}{'prepared':>10}{'thesis':>10}"]
         for title, name in rows:
+            if name not in self.scores:  # a notebook may leave out what it does not ask
+                continue
             e, thesis = self.scores[name], THESIS_TABLE.get(name)
             lines.append(f"{title:<36}{e.dice_wi:>10.2f}{e.dice_wi_prepared:>10.2f}"
                          + (f"{thesis:>10.2f}" if thesis else f"{'-':>10}"))
