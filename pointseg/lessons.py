@@ -54,6 +54,8 @@ def lesson_cases() -> list[Case]:
     if folder is None:
         return _synthetic("water", COUNT, SEED)
     cases = [c for c in read_manifest(folder) if not c.flaw]
+    if not cases:
+        raise ScanError(f"{folder}: found no case without a flaw in the {MANIFEST}; name another folder")
     sources = [c.source for c in cases]
     return [c for c in cases if c.source == max(sorted(set(sources)), key=sources.count)][:COUNT]
 

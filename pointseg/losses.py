@@ -29,16 +29,21 @@ def point_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = No
     return loss / (weights[labels.where(labelled, 0)] * labelled).sum().clamp(min=1e-12)
 
 
+def mean_or_zero(x: Tensor) -> Tensor:
+    """The mean of all elements; 0 where there are none, not 0 / 0."""
+    return x.sum() / max(1, x.numel())
+
+
 def consistency_loss(logits_moved: Tensor, moved_logits: Tensor) -> Tensor:
     """mean |t(f(x)) - f(t(x))| for a transformation t.   both (B, K, H, W) -> scalar >= 0.   Laradji et al. 2021."""
-    return (logits_moved - moved_logits).abs().mean()
+    return mean_or_zero((logits_moved - moved_logits).abs())
 
 
 def separation_loss(logits: Tensor) -> Tensor:
     """Reward class maps that differ.   logits (B, K, H, W) -> scalar <= 0.   Thesis eq. 2, with its absolute value."""
     s = logits.sigmoid()
     m, n = torch.triu_indices(s.shape[1], s.shape[1], offset=1, device=s.device)  # every pair of classes once
-    return -(s[:, m] - s[:, n]).abs().sum(1).mean()
+    return -mean_or_zero((s[:, m] - s[:, n]).abs().sum(1))
 
 
 def extent_loss(logits: Tensor, extent: Tensor) -> Tensor:
@@ -47,7 +52,7 @@ def extent_loss(logits: Tensor, extent: Tensor) -> Tensor:
     logits (B, K, H, W), extent (B, K, H, W) bool: True within the radius of *all* points of the class -> scalar >= 0.
     """
     far = ~extent[:, 1:]
-    return (far * F.softplus(logits[:, 1:])).mean()  # softplus(z) = -log(1 - S(z)), without the overflow
+    return mean_or_zero(far * F.softplus(logits[:, 1:]))  # softplus(z) = -log(1 - S(z)), without the overflow
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ def three_planes(volume_image: np.ndarray, labels: np.ndarray, spacing_mm: tuple
 
     volume_image (z, y, x) CT or MR, labels (z, y, x) uint8 0..5; without labels through the centre of the image.
     """
-    centre = _centre(labels)
-    window = _window(volume_image, centre, spacing_mm)
+    centre = centre_of(labels)
+    window = window_of(volume_image, centre, spacing_mm)
     figure, axes = _in_one_scale([list(AXES)], np.array(labels.shape) * spacing_mm, title)
     for ax, (plane, axis) in zip(axes[0], AXES.items(), strict=True):
         overlay(ax, volume_image.take(centre[axis], axis), labels.take(centre[axis], axis),
@@ -85,7 +85,7 @@ def three_planes(volume_image: np.ndarray, labels: np.ndarray, spacing_mm: tuple
         for side, x, y in zip(SIDES[plane], (0, 1, 0.5, 0.5), (0.5, 0.5, 1, 0), strict=True):
             ax.annotate(side, (x, y), (10 - 20 * x, 10 - 20 * y), xycoords="axes fraction", textcoords="offset points",
                         ha="center", va="center", color="white", path_effects=RIM)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -98,26 +98,26 @@ def stages(image: np.ndarray, predictions: dict[str, np.ndarray], spacing_mm: tu
     """
     last = list(predictions.values())[-1]
     box = _box(last, spacing_mm)
-    centre = _centre(last[box])
-    window = _window(image[box], centre, spacing_mm)
+    centre = centre_of(last[box])
+    window = window_of(image[box], centre, spacing_mm)
     columns = {"image": np.zeros_like(last), **predictions}
     rows = ("sagittal", "coronal", "transverse")
     extent_mm = np.array(last[box].shape) * spacing_mm
     figure, axes = _in_one_scale([[plane] * len(columns) for plane in rows], extent_mm, title)
     for column, (name, labels) in enumerate(columns.items()):
-        sparse = _sparse(labels)
+        sparse = is_points(labels)
         shown = np.zeros_like(labels) if sparse else labels
         for ax, plane in zip(axes[:, column], rows, strict=True):
             axis, at = AXES[plane], centre[AXES[plane]]
             overlay(ax, image[box].take(at, axis), shown[box].take(at, axis), np.delete(spacing_mm, axis),
                     binary=name in binary, window=window)
             if sparse:
-                _points(ax, labels[box], axis, at)
+                mark_points(ax, labels[box], axis, at)
         axes[0, column].set_title(name.replace("_", " "), fontsize=11)
     for ax, plane in zip(axes[:, 0], rows, strict=True):
         ax.set_ylabel(plane, fontsize=11)
-    _legend(figure, vertebra=any(name in binary for name in predictions),
-            points=any(_sparse(labels) for labels in predictions.values()))
+    legend(figure, vertebra=any(name in binary for name in predictions),
+            points=any(is_points(labels) for labels in predictions.values()))
     return figure
 
 
@@ -168,7 +168,7 @@ def class_scores(scores: dict[str, Sequence[float]]) -> Figure:
     ax.set(ylim=(0, 1), ylabel="Dice (0 to 1)", xlim=(-0.5, len(scores) - 0.5))
     ax.set_xticks(range(len(scores)), [name.replace("_", " ") for name in scores])
     ax.spines[["top", "right"]].set_visible(False)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -214,13 +214,14 @@ def _foreground(labels: np.ndarray) -> np.ndarray:
     return (labels != BACKGROUND) & (labels != UNLABELLED)
 
 
-def _centre(labels: np.ndarray) -> list[int]:
+def centre_of(labels: np.ndarray) -> list[int]:
     """Voxel nearest to the labels' centre of mass; that of the array where there are none."""
     found = np.argwhere(_foreground(labels))
     return np.rint(found.mean(0)).astype(int).tolist() if len(found) else [n // 2 for n in labels.shape]
 
 
-def _sparse(labels: np.ndarray) -> bool:
+def is_points(labels: np.ndarray) -> bool:
+    """Labels that are known in a minority of voxels: points, to be drawn as dots."""
     return np.mean(labels == UNLABELLED) > 0.5
 
 
@@ -234,7 +235,7 @@ def _box(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[sl
                                                  strict=True))
 
 
-def _window(image: np.ndarray, centre: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float]:
+def window_of(image: np.ndarray, centre: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float]:
     """Grey values of black and white.  Taken near the centre, since air would spend half of a CT's on nothing."""
     reach = [round(WINDOW_MM / s) for s in spacing_mm]
     near = image[tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))]
@@ -242,7 +243,7 @@ def _window(image: np.ndarray, centre: Sequence[int], spacing_mm: Sequence[float
     return float(low), float(max(high, low + 1e-6))
 
 
-def _points(ax: Axes, labels: np.ndarray, axis: int, at: int) -> None:
+def mark_points(ax: Axes, labels: np.ndarray, axis: int, at: int) -> None:
     """Points (z, y, x) within POINT_SLICES of a plane, projected onto it."""
     near = np.moveaxis(labels, axis, 0)[max(0, at - POINT_SLICES) : at + POINT_SLICES + 1]
     for k in range(len(CLASSES)):
@@ -253,7 +254,8 @@ def _points(ax: Axes, labels: np.ndarray, axis: int, at: int) -> None:
             ax.scatter(columns, rows, 10, COLOURS[k - 1], edgecolors="black", linewidths=0.3)
 
 
-def _legend(figure: Figure, vertebra: bool = False, points: bool = False) -> None:
+def legend(figure: Figure, vertebra: bool = False, points: bool = False) -> None:
+    """One entry for each of L1..L5 below the figure's axes; on demand for "vertebra" and for background points."""
     handles = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, CLASSES[1:], strict=True)]
     if vertebra:
         handles.append(Patch(color=VERTEBRA_COLOUR, label="vertebra"))

@@ -55,7 +55,7 @@ CLASSROOM = Profile(
 
 LESSON = replace(  # the notebooks' own: every cell runs in seconds, every model in half a minute
     CLASSROOM, name="lesson", grid_mm=3.0, finest_pool=1,  # pool 1's spacing of 6 mm is as near to 8 mm as 3 mm allow
-    weak=replace(CLASSROOM.weak, divisors=(1, 3, 3), rounds=(2, 1, 1)),
+    weak=replace(CLASSROOM.weak, divisors=(1, 3, 3), rounds=(3, 1, 1)),
     full=replace(CLASSROOM.full, rounds=(3, 2, 1), round_steps=100),
     augmentation=replace(AUGMENTATION, shift_px=3))
 
