@@ -1,20 +1,25 @@
 """Run notebooks from top to bottom and save them with their outputs.   python notebooks/execute.py [NOTEBOOK ...]
 
-Without arguments all of them.  A notebook is saved only if every cell ran.  Widgets and progress bars are not saved:
-without a kernel they show nothing; the pictures beside them stay.
+Without arguments all of them, and then the README's picture, a figure of each.  A notebook is saved only if every cell
+ran.  Widgets and progress bars are not saved: without a kernel they show nothing; the pictures beside them stay.
 """
 
+import base64
+import io
 import sys
 import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
+from pointseg import plot
 from pointseg.files import whole_file
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
+FIGURES = (-1, 0, 3, 2, 3, 0, 2, 0, 0, 0, 2)  # which figure of notebook 00, 01 .. 10 the README shows
 
 
 def execute(path: Path) -> None:
@@ -33,6 +38,23 @@ def execute(path: Path) -> None:
     print(f"{path.relative_to(HERE)}: {time.monotonic() - start:.0f} s, {path.stat().st_size / 1000:.0f} kB")
 
 
+def contact_sheet(paths: list[Path]) -> plot.Figure:
+    """One figure of each notebook, side by side."""
+    figure = plot.Figure((12, 8), layout="constrained")
+    axes = figure.subplots(3, 4).flat
+    for ax in axes:
+        ax.axis("off")
+    for ax, path, chosen in zip(axes, paths, FIGURES):
+        outputs = [o for cell in nbformat.read(path, as_version=4).cells for o in cell.get("outputs", [])]
+        png = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})][chosen]
+        ax.imshow(Image.open(io.BytesIO(base64.b64decode(png))))
+        ax.set_title(path.stem.replace("_", " "), fontsize=11, loc="left")
+    return figure
+
+
 if __name__ == "__main__":
-    for argument in sys.argv[1:] or [*sorted(HERE.glob("*.ipynb")), *sorted(HERE.glob("course/source/*/*.ipynb"))]:
-        execute(Path(argument).resolve())
+    lessons = sorted(HERE.glob("*.ipynb"))
+    for path in sys.argv[1:] or [*lessons, *sorted(HERE.glob("course/source/*/*.ipynb"))]:
+        execute(Path(path).resolve())
+    if not sys.argv[1:]:
+        plot.save(contact_sheet(lessons), HERE / "figures" / "notebooks.png")
