@@ -79,12 +79,12 @@ def test_it_ends_with_three_takeaways_and_exercises(path):
 
 @every
 def test_cells_are_few_and_short(path):
-    cells = code_cells(path)
-    lines = [len(cell.source.splitlines()) for cell in cells]
+    cells = [[line for line in cell.source.splitlines() if line.strip()] for cell in code_cells(path)]
     assert len(cells) <= (15 if path.stem.startswith("00") else 25)
-    assert max(lines) <= 20
-    assert sum(n < 7 for n in lines) > len(lines) / 2
-    assert all(len(line) <= 120 for cell in cells for line in cell.source.splitlines())
+    assert max(map(len, cells)) <= 20
+    assert max(len(line) for cell in cells for line in cell) <= 103  # longer ones are cut off on paper
+    if path in LESSONS:
+        assert sum(len(cell) < 7 for cell in cells) > len(cells) / 2
 
 
 def test_no_function_is_defined_in_two_notebooks():
