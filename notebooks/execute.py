@@ -35,13 +35,14 @@ def execute(path: Path) -> None:
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     with whole_file(path) as part:
         nbformat.write(notebook, part)
-    print(f"{path.relative_to(HERE)}: {time.monotonic() - start:.0f} s, {path.stat().st_size / 1000:.0f} kB")
+    seconds = time.monotonic() - start
+    print(f"{path.relative_to(HERE)}: {seconds:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
 def contact_sheet(paths: list[Path]) -> plot.Figure:
     """One figure of each notebook, side by side."""
     figure = plot.Figure((12, 8), layout="constrained")
-    axes = figure.subplots(3, 4).flat
+    axes = list(figure.subplots(3, 4).flat)
     for ax in axes:
         ax.axis("off")
     for ax, path, chosen in zip(axes, paths, FIGURES):

@@ -25,6 +25,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#F0E442", "#009E73")  # L1..L5
 VERTEBRA_COLOUR = "#CC79A7"  # any vertebra, where a model does not tell the level
 MODEL_COLOURS = ("#004488", "#BB5566", "#997700", "#6699CC", "#000000")  # curves: none of the vertebrae's colours
 DPI, WIDTH_INCH, HEIGHT_INCH = 120, 1600 / 120, 9.0  # the largest pictures: 1600 px wide, planes 1080 px high
+PAGE_PX = 1200  # widest picture in a notebook, whose file holds it: its page is narrower still
 POINT_SLICES = 2  # points on so many slices to either side are shown too: a single slice has few
 MARGIN_MM = 25.0  # shown around the labels in `stages`
 WINDOW_MM, WINDOW_PERCENTILES = 60.0, (0.5, 99.0)  # grey values are spread over what lies around the labels
@@ -37,7 +38,7 @@ class Figure(matplotlib.figure.Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=DPI)
+        self.savefig(buffer, format="png", dpi=min(DPI, PAGE_PX / self.get_figwidth()))
         return buffer.getvalue()
 
 

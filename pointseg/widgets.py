@@ -44,7 +44,8 @@ class SliceViewer:
         self.index = ipywidgets.IntSlider(description="slice")
         self.shown = ipywidgets.Checkbox(value=True, description="labels", indent=False)
         self.opacity = ipywidgets.FloatSlider(value=0.45, min=0, max=1, step=0.05, description="opacity")
-        self.picture = ipywidgets.Image(format="png")
+        natural = {"align_self": "flex-start", "max_width": "100%"}  # else it is stretched to the page's width
+        self.picture = ipywidgets.Image(format="png", layout=natural)
         self.caption = ipywidgets.HTML()
         self.widget = ipywidgets.VBox([
             self.axis, self.index, ipywidgets.HBox([self.opacity, self.shown]), self.picture, self.caption,

@@ -1,5 +1,6 @@
 """Pictures: the colours and sizes asked for, whole files or none, and nothing drawn for what is not there."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -274,8 +275,10 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "taken.png"]
 
 
-def test_notebooks_show_a_figure_as_png():
-    assert plot.three_planes(grey(), spine(), SPACING_MM)._repr_png_().startswith(b"\x89PNG")
+@pytest.mark.parametrize("width_inch, width_px", [(5, 5 * plot.DPI), (20, plot.PAGE_PX)])
+def test_notebooks_show_a_figure_no_wider_than_the_page_needs(width_inch, width_px):
+    png = plot.Figure((width_inch, 2))._repr_png_()
+    assert imread(io.BytesIO(png), format="png").shape[1] == width_px
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real scans (../shared/data) are not here")
