@@ -112,7 +112,7 @@ def test_saved_outputs_are_those_of_one_whole_run(path):
     outputs = [output for cell in cells for output in cell.outputs]
     assert any("image/png" in output.get("data", ()) for output in outputs)
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    assert path.stat().st_size < 1_500_000
+    assert path.stat().st_size < 2_000_000
 
 
 @every
