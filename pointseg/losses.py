@@ -1,4 +1,4 @@
-"""The four loss terms of the thesis, as plain functions from tensors to a scalar. Thesis eq. 1 to 4.
+"""The four loss terms of the thesis, as plain functions from tensors to a scalar. Thesis section 3.4.
 
 Axis letters: B batch, K classes, H height, W width.  Means run over batch, channels and pixels, so that sizes compare.
 The total is a list of (weight, term); a term is any function from a `Step` to a scalar:
