@@ -1,7 +1,7 @@
 """Run notebooks from top to bottom and save them with their outputs.   python notebooks/execute.py [NOTEBOOK ...]
 
 Without arguments all of them, and then the README's picture, a figure of each.  A notebook is saved only if every cell
-ran.  Widgets and progress bars are not saved: without a kernel they show nothing; the pictures beside them stay.
+ran, without a warning.  Widgets and progress bars are not saved: without a kernel they show nothing.
 """
 
 import base64
@@ -27,10 +27,12 @@ def execute(path: Path) -> None:
     start = time.monotonic()
     NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False, store_widget_state=False,
                    resources={"metadata": {"path": path.parent}}).execute()
+    if warnings := [o.text for c in notebook.cells for o in c.get("outputs", []) if o.get("name") == "stderr"]:
+        raise RuntimeError(f"{path.name}: not saved, since it warns: {warnings[0]}")
     for cell in notebook.cells:
         cell.metadata = {key: cell.metadata[key] for key in ("tags", "nbgrader") if key in cell.metadata}
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     with whole_file(path) as part:
