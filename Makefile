@@ -12,9 +12,6 @@ INSTALLED := .venv/.installed
 IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 
 LESSONS := $(sort $(wildcard notebooks/*.ipynb)) $(sort $(wildcard notebooks/course/source/*/*.ipynb))
-ifdef POINTSEG_DATA  # notebooks run in their own folder, where a relative path would mean something else
-export POINTSEG_DATA := $(abspath $(POINTSEG_DATA))
-endif
 
 .PHONY: help run test lab notebooks course bench clean
 

@@ -10,4 +10,4 @@ c = get_config()  # noqa: F821  nbgrader defines it
 
 c.CourseDirectory.course_id = "pointseg"
 c.ClearSolutions.code_stub = {"python": 'raise NotImplementedError("write this function")'}
-c.ExecutePreprocessor.timeout = 600  # seconds a cell; the bench takes a minute and a half on an idle machine
+c.ExecutePreprocessor.timeout = 600  # seconds a cell; the bench takes about a minute on an idle machine
