@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.exposure import equalize_adapthist
 
+from pointseg.kernels import clahe
 from pointseg.volume import Volume
 
 CT_WINDOW_HU = (-200.0, 1000.0)  # fat to cortical bone; fixed, so that metal cannot compress the contrast of bone
 MR_PERCENTILES = (0.5, 99.5)  # MR has no unit, and a few very bright voxels
 CLAHE_BINS, CLAHE_KERNEL_MM, CLAHE_CLIP = 256, 50.0, 0.009
-SAGITTAL = 2
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ def resample_nearest(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndar
 
 def rescale(image: np.ndarray, modality: str) -> np.ndarray:
     """Intensities to [0, 1]: a fixed window for CT, percentiles for MR.  An unknown modality is told by its air."""
-    low, high = CT_WINDOW_HU if (modality or told_modality(image)) == "CT" else np.percentile(image, MR_PERCENTILES)
+    ct = (modality or told_modality(image)) == "CT"
+    low, high = map(float, CT_WINDOW_HU if ct else np.percentile(image, MR_PERCENTILES))  # NumPy's would widen float32
     return ((image - low) / max(high - low, 1e-6)).clip(0, 1)
 
 
@@ -67,10 +67,6 @@ def told_modality(image: np.ndarray) -> str:
 
 
 def equalise(image: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """CLAHE on each sagittal slice, stretched to its own range by scikit-image: (z, y, x) in [0, 1] -> uint8."""
-    kernel = [max(2, round(CLAHE_KERNEL_MM / s)) for s in spacing_mm[:2]]
-    out = np.zeros(image.shape, np.uint8)
-    for i, plane in enumerate(np.moveaxis(image, SAGITTAL, 0)):
-        if plane.min() < plane.max():  # a constant slice has no contrast to equalise
-            out[:, :, i] = np.rint(255 * equalize_adapthist(plane, kernel, CLAHE_CLIP, CLAHE_BINS))
-    return out
+    """CLAHE on each sagittal slice, stretched to its own range: (z, y, x) in [0, 1] -> uint8."""
+    kernel = tuple(max(2, round(CLAHE_KERNEL_MM / s)) for s in spacing_mm[:2])
+    return clahe(image.astype(np.float32, copy=False), kernel, CLAHE_CLIP, CLAHE_BINS)
