@@ -4,6 +4,7 @@ Simonyan and Zisserman 2015 (VGG16); Long, Shelhamer and Darrell 2015 (FCN).  Ax
 K classes, H height, W width.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.error import URLError
@@ -11,6 +12,7 @@ from urllib.error import URLError
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pointseg.files import ScanError, first_line
 
@@ -36,18 +38,31 @@ def cpu_has_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-class WideConv2d(nn.Conv2d):
-    """A convolution of odd kernel that pads by "same", without the part of its kernel that never meets the input.
+class WindowLinear(nn.Conv2d):
+    """A convolution of odd kernel that pads by "same", as a matrix product: a row for each pixel's window.
 
-    On a map of 2 rows the outer 4 rows of a 7 x 7 kernel see padding alone.  Leaving them out saves their time, and
-    their gradient is exactly 0: the bfloat16 kernels of some CPUs return whatever memory held there, even NaN.
+    On VGG16's last, small maps the kernel outweighs them: 400 MB for 11 x 11 pixels.  A convolution would first bring
+    it into an order of its own, in every step, which takes longer than the product.  The part of the kernel that meets
+    padding alone, such as the outer 4 rows of 7 on a map of 2, is left out.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (min(k // 2, n - 1) for k, n in zip(self.kernel_size, x.shape[-2:], strict=True))
         y, x0 = (k // 2 for k in self.kernel_size)
         weight = self.weight[:, :, y - rows : y + rows + 1, x0 - columns : x0 + columns + 1]
-        return F.conv2d(x, weight, self.bias, padding=(rows, columns))
+        windows = F.pad(x, (columns, columns, rows, rows)).unfold(2, weight.shape[2], 1).unfold(3, weight.shape[3], 1)
+        windows = windows.permute(0, 2, 3, 4, 5, 1).flatten(3)  # (B, H, W, window's rows * columns * channels)
+        return F.linear(windows, weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class Pool(nn.MaxPool2d):
+    """The maximum of 2 x 2 pixels; without gradients as a maximum of halves, which keeps no index of each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
+        return torch.maximum(x[..., ::2], x[..., 1::2])
 
 
 class FCN8VGG16(nn.Module):
@@ -75,12 +90,12 @@ class FCN8VGG16(nn.Module):
                 layers += [nn.BatchNorm2d(out)] if batch_norm else []
                 layers.append(nn.ReLU(inplace=True))
                 channels = out
-            layers.append(nn.MaxPool2d(2))
+            layers.append(Pool(2))
             pool_channels.append(channels)
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(  # VGG16's fully connected layers as convolutions, under torchvision's indices
-            WideConv2d(channels, hidden, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout2d(),
-            nn.Conv2d(hidden, hidden, 1), nn.ReLU(inplace=True), nn.Dropout2d())  # fmt: skip
+            WindowLinear(channels, hidden, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout2d(),
+            WindowLinear(hidden, hidden, 1), nn.ReLU(inplace=True), nn.Dropout2d())  # fmt: skip
         self.score = nn.Conv2d(hidden, num_classes, 1)
         self.skips = nn.ModuleDict(
             {f"pool{p}": nn.Conv2d(pool_channels[p - 1], num_classes, 1) for p in range(4, finest_pool - 1, -1)})
@@ -98,6 +113,24 @@ class FCN8VGG16(nn.Module):
             skipped = skip(pooled[name])
             scores = F.interpolate(scores, skipped.shape[-2:], mode="bilinear", align_corners=False) + skipped
         return F.interpolate(scores.float(), size, mode="bilinear", align_corners=False)
+
+
+def for_inference(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network as a function for many batches: (B, 3, H, W) on any device -> logits float32, where the network is.
+
+    Its weights are brought into autocast's type and into order here, once, instead of for each batch.
+    """
+    where = next(network.parameters()).device
+    with autocast(where):
+        dtype = torch.get_autocast_dtype(where.type) if torch.is_autocast_enabled(where.type) else torch.float32
+    weights = {name: p.detach().to(dtype, memory_format=torch.channels_last)
+               for name, p in network.named_parameters() if p.ndim == 4}
+    network.eval()
+
+    def apply(x: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(where):
+            return functional_call(network, weights, x.to(where, memory_format=torch.channels_last)).float()
+    return apply
 
 
 def load_imagenet(network: FCN8VGG16, path: str | Path | None = None) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pointseg.files import ScanError
-from pointseg.network import FCN8VGG16, load_imagenet
+from pointseg.network import FCN8VGG16, Pool, WindowLinear, autocast, for_inference, load_imagenet
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights" / "vgg16_features_imagenet.pth"
 
@@ -154,6 +154,36 @@ def test_finest_pool(finest_pool, skips):
         answer = network(torch.randn(1, 3, 64, 64))
     coarse = F.avg_pool2d(answer[..., 32:, 32:], 2**finest_pool)
     assert (coarse.std() > 0.01) == bool(skips)
+
+
+@pytest.mark.parametrize("size, kernel", [((11, 11), 7), ((2, 5), 7), ((1, 1), 7), ((4, 3), 1)])
+def test_a_window_product_is_a_convolution(size, kernel):
+    """Value and gradients, also where the map is smaller than the kernel."""
+    torch.manual_seed(0)
+    layer, x = WindowLinear(5, 8, kernel, padding=kernel // 2), torch.randn(2, 5, *size, requires_grad=True)
+    leaves = [x, layer.weight, layer.bias]
+    expected = F.conv2d(x, layer.weight, layer.bias, padding=kernel // 2)
+    weight = torch.randn_like(expected)
+    for found, oracle in zip([layer(x), *torch.autograd.grad((layer(x) * weight).sum(), leaves)],
+                             [expected, *torch.autograd.grad((expected * weight).sum(), leaves)], strict=True):
+        torch.testing.assert_close(found, oracle, rtol=1e-4, atol=1e-5)
+
+
+def test_pooling_is_the_same_with_and_without_gradients():
+    x = torch.randn(2, 3, 8, 12)
+    assert torch.equal(Pool(2)(x), F.max_pool2d(x, 2))
+    with torch.no_grad():
+        assert torch.equal(Pool(2)(x), F.max_pool2d(x, 2))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "norm"])
+def test_inference_equals_the_network(batch_norm):
+    network, x = small(batch_norm=batch_norm), torch.rand(2, 3, 64, 96)
+    with torch.inference_mode(), autocast(x.device):
+        expected = network(x)
+    found = for_inference(network)(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2 * expected.std().item())
 
 
 def test_dropout_only_in_training():
