@@ -3,21 +3,21 @@
 Thesis section 3.3.  A volume (z, y, x) is cut along one of three axes; the planes keep the order of the other two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pointseg.kernels import extent_mask
+from pointseg.kernels import extent_masks, sample_labels, sample_stack
 from pointseg.network import STRIDE
 from pointseg.preprocess import Prepared
 from pointseg.volume import BACKGROUND, UNLABELLED
 
 AXES = {"transverse": 0, "coronal": 1, "sagittal": 2}
+GREY_LEVELS = np.arange(256) / 255
 CONTEXT_MM = 1.0  # distance k of the two neighbouring slices; on a coarser grid, the next slice
 
 
@@ -43,10 +43,14 @@ class Labelled:
 
 
 def slice_stack(image: np.ndarray, axis: int, index: int, spacing_mm: float) -> np.ndarray:
-    """The slice and its neighbours at -k and +k mm.   (z, y, x) -> (3, H, W); beyond the edge the slice itself."""
+    """The slice and its neighbours at -k and +k mm.   (z, y, x) -> (3, H, W)"""
+    return np.moveaxis(image.take(stack_indices(index, image.shape[axis], spacing_mm), axis), axis, 0)
+
+
+def stack_indices(index: int, count: int, spacing_mm: float) -> list[int]:
+    """Which of `count` slices make a network input's channels; beyond the edge the slice itself."""
     step = max(1, round(CONTEXT_MM / spacing_mm))
-    around = [i if 0 <= i < image.shape[axis] else index for i in (index - step, index, index + step)]
-    return np.moveaxis(image.take(around, axis), axis, 0)
+    return [i if 0 <= i < count else index for i in (index - step, index, index + step)]
 
 
 def crop_corners(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -71,93 +75,115 @@ def input_size(shapes: Sequence[tuple[int, int]], input_px: int) -> tuple[int, i
     return tuple(min(input_px, STRIDE * -(-max(s[i] for s in shapes) // STRIDE)) for i in (0, 1))
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides about the items of one epoch; the first axis of each array is the item."""
+
+    matrix: np.ndarray  # (N, 2, 2) output pixel (row, column) -> slice pixel, together with
+    offset: np.ndarray  # (N, 2)
+    inverse: np.ndarray  # (N, 2, 2) of the matrix
+    scale: np.ndarray  # (N,) of a pixel, the mean of both directions
+    table: np.ndarray  # (N, 256) float32, the intensity that each grey level becomes
+    sigma: np.ndarray  # (N,) float32, of the noise
+    start: np.ndarray  # (N,) where the noise begins in its store
+
+
 class SliceDataset(Dataset):
     """Training slices along one axis.   item -> image (3, h, w) in [0, 1], labels (h, w) uint8, extent (K, h, w) bool.
 
-    num_classes 2 joins L1..L5 into one class.  Slices without any label are left out.  Items depend on (seed, epoch,
-    index) alone, not on the number of workers or what was drawn before.  sparse: the labels are points, moved one by
-    one, since resampling a map would lose them; radius_mm: the extent's radius, None for no extent.
+    num_classes 2 joins L1..L5 into one class.  Slices without any label are left out.  Item i of epoch e has the number
+    e * len + i; it depends on that and the seed alone, not on what was drawn before.  sparse: the labels are points,
+    moved one by one, since resampling a map would lose them; radius_mm: the extent's radius, None for no extent.
+
+    An item must cost little beside its training step, so all that can be is done once: slices lie in memory one after
+    the other, points are found, noise is a piece of a store, and an epoch's random numbers are drawn together.
     """
 
     def __init__(self, scans: Sequence[Labelled], axis: str, num_classes: int, input_px: int,
                  augmentation: Augmentation, seed: int, sparse: bool = False, radius_mm: float | None = None):
-        self.scans, self.axis, self.num_classes = scans, AXES[axis], num_classes
-        self.augmentation, self.seed, self.epoch = augmentation, seed, 0
+        self.axis, self.num_classes, self.augmentation, self.seed = AXES[axis], num_classes, augmentation, seed
         self.sparse, self.radius_mm = sparse, radius_mm
-        self.index = [(s, i) for s, scan in enumerate(scans)
-                      for i, plane in enumerate(np.moveaxis(scan.labels, self.axis, 0)) if (plane != UNLABELLED).any()]
-        self.size = input_size([np.delete(s.labels.shape, self.axis) for s in scans], input_px)
+        self.scans = [scan.scan for scan in scans]
+        self.images = [np.ascontiguousarray(np.moveaxis(scan.image, self.axis, 0)) for scan in self.scans]
+        self.labels = [np.moveaxis(scan.labels, self.axis, 0) for scan in scans]  # (slices, H, W) both
+        self.index = [(s, int(i)) for s, planes in enumerate(self.labels)
+                      for i in np.flatnonzero((planes != UNLABELLED).any((1, 2)))]
+        if sparse:
+            self.points = [np.argwhere(self.labels[s][i] != UNLABELLED) for s, i in self.index]
+        self.size = input_size([planes.shape[1:] for planes in self.labels], input_px)
+        store = 8 * 3 * self.size[0] * self.size[1] if augmentation.noise else 0
+        self.noise = np.random.default_rng(seed).standard_normal(store, np.float32)
+        self._epoch, self._draws = 0, self._draw(0)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, item: int) -> tuple[Tensor, Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, self.epoch, item))
-        which, at = self.index[item]
-        scan, labels = self.scans[which].scan, self.scans[which].labels.take(at, self.axis)
-        labels = np.where((labels != UNLABELLED) & (labels > 1), 1, labels) if self.num_classes == 2 else labels
-        stack = slice_stack(scan.image, self.axis, at, scan.spacing_mm[self.axis])  # (3, H, W)
-        matrix, offset, scale = self._draw_affine(rng, labels.shape)
-        grid = _sampling_grid(matrix, offset, self.size, labels.shape)  # (1, h, w, 2)
-        image = F.grid_sample(torch.from_numpy(stack)[None].float() / 255, grid, align_corners=False)[0]
-        image = self._change_intensity(image, rng)
-        spacing_mm = tuple(s * scale for s in np.delete(scan.spacing_mm, self.axis))
-        if self.sparse:
-            moved, values = self._move_points(labels, matrix, offset)
-            return image, *self._point_maps(moved, values, spacing_mm)
-        # 0 means "outside" to grid_sample, and outside is unlabelled: shift the labels by one around the sampling.
-        shifted = torch.from_numpy((labels + 1).astype(np.uint8))[None, None].float()
-        sampled = F.grid_sample(shifted, grid, mode="nearest", align_corners=False)[0, 0]
-        everywhere = torch.ones(self.num_classes, 1, 1, dtype=torch.bool)
-        return image, (sampled - 1).to(torch.int16).to(torch.uint8), everywhere  # -1 becomes 255, UNLABELLED
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The first epoch, in order."""
+        return (self[i] for i in range(len(self)))
 
-    def _draw_affine(self, rng: np.random.Generator, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, float]:
-        """matrix (2, 2) and offset (2,): output pixel (row, column) -> slice pixel; and the mean scale."""
-        a = self.augmentation
-        corner = np.array(crop_corners(shape, self.size)[rng.integers(5)])
-        angle = np.deg2rad(a.rotation_deg * rng.standard_normal())
-        scale, stretch = np.exp(a.log_scale * rng.standard_normal()), np.exp(a.log_stretch * rng.standard_normal())
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        matrix = turn @ np.diag((scale * stretch, scale / stretch))
-        centre = (np.array(self.size) - 1) / 2
-        offset = corner + centre - matrix @ centre + a.shift_px * rng.standard_normal(2)
-        return matrix, offset, float(scale)
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(x[0] for x in self.batch([number]))
 
-    def _change_intensity(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        a = self.augmentation
-        gamma, gain = np.exp(a.log_gamma * rng.standard_normal()), 1 + a.contrast * rng.standard_normal()
-        offset, sigma = a.contrast * rng.standard_normal() / 2, a.noise * rng.random()
-        if gamma != 1:
-            image = image.clamp(min=0) ** gamma
-        if gain != 1 or offset:
-            image = torch.where(image > 1e-5, image * gain + offset, image)  # padding and air stay black
-        if sigma:
-            image = image + sigma * torch.from_numpy(rng.standard_normal(image.shape, np.float32))
-        return image.float()
+    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Items by number, one after the other.   -> images (B, 3, h, w), labels (B, h, w), extents (B, K, h, w).
 
-    def _move_points(self, labels: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        points = np.argwhere(labels != UNLABELLED)  # (N, 2)
-        return np.linalg.solve(matrix, (points - offset).T).T, labels[tuple(points.T)]
+        Without a radius an extent is True, (B, K, 1, 1).
+        """
+        images = np.empty((len(numbers), 3, *self.size), np.float32)
+        labels = np.full((len(numbers), *self.size), UNLABELLED, np.uint8)
+        extents = np.ones((len(numbers), self.num_classes, *(self.size if self.radius_mm else (1, 1))), bool)
+        for number, image, target, extent in zip(numbers, images, labels, extents, strict=True):
+            epoch, item = divmod(number, len(self))
+            if epoch != self._epoch:
+                self._epoch, self._draws = epoch, self._draw(epoch)
+            self._fill_image(item, image)
+            if self.sparse:
+                self._fill_points(item, target, extent)
+            else:
+                which, at = self.index[item]
+                sample_labels(self.labels[which][at], self._draws.matrix[item], self._draws.offset[item], target)
+        if self.num_classes == 2:
+            labels[(labels > 1) & (labels != UNLABELLED)] = 1
+        return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(extents)
 
-    def _point_maps(self, points: np.ndarray, values: np.ndarray, spacing_mm) -> tuple[Tensor, Tensor]:
-        labels = np.full(self.size, UNLABELLED, np.uint8)
-        pixels = np.rint(points).astype(int)
+    def _fill_image(self, item: int, image: np.ndarray) -> None:
+        (which, at), draws, planes = self.index[item], self._draws, self.images[self.index[item][0]]
+        around = stack_indices(at, len(planes), self.scans[which].spacing_mm[self.axis])
+        sample_stack(planes, around, draws.matrix[item], draws.offset[item], draws.table[item], image)
+        if sigma := draws.sigma[item]:
+            start = draws.start[item]
+            image += sigma * self.noise[start : start + image.size].reshape(image.shape)
+
+    def _fill_points(self, item: int, target: np.ndarray, extent: np.ndarray) -> None:
+        (which, at), draws, points = self.index[item], self._draws, self.points[item]
+        values = self.labels[which][at][points[:, 0], points[:, 1]]
+        moved = (points - draws.offset[item]) @ draws.inverse[item].T
+        pixels = np.rint(moved).astype(int)
         inside = ((pixels >= 0) & (pixels < self.size)).all(1)
-        labels[tuple(pixels[inside].T)] = values[inside]
-        extent = np.ones((self.num_classes, *self.size) if self.radius_mm else (self.num_classes, 1, 1), bool)
-        if self.radius_mm:  # points that left the crop still bound their vertebra
-            for k in range(BACKGROUND + 1, self.num_classes):
-                extent[k] = extent_mask(points[values == k], self.size, spacing_mm, self.radius_mm)
-        return torch.from_numpy(labels), torch.from_numpy(extent)
+        target[pixels[inside, 0], pixels[inside, 1]] = values[inside]
+        if self.radius_mm:
+            bounding = values != BACKGROUND  # which has no extent; points that left the crop still bound their vertebra
+            spacing_mm = np.delete(self.scans[which].spacing_mm, self.axis) * draws.scale[item]
+            extent[:] = extent_masks(moved[bounding], np.minimum(values[bounding], self.num_classes - 1),
+                                     self.num_classes, self.size, spacing_mm, self.radius_mm)
 
-
-def _sampling_grid(matrix: np.ndarray, offset: np.ndarray, size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
-    """grid_sample's coordinates, x before y and -1..1 over the slice of `shape`, for an output of `size`."""
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    y = matrix[0, 0] * rows + matrix[0, 1] * columns + offset[0]
-    x = matrix[1, 0] * rows + matrix[1, 1] * columns + offset[1]
-    grid = np.stack([(2 * x + 1) / shape[1] - 1, (2 * y + 1) / shape[0] - 1], -1)
-    return torch.from_numpy(grid[None].astype(np.float32))
+    def _draw(self, epoch: int) -> Draws:
+        a, n, rng = self.augmentation, len(self), np.random.default_rng((self.seed, epoch))
+        places = np.array([crop_corners(planes.shape[1:], self.size) for planes in self.labels])  # (scans, 5, 2)
+        corner = places[[which for which, _ in self.index], rng.integers(5, size=n)]  # (N, 2)
+        angle = np.deg2rad(a.rotation_deg * rng.standard_normal(n))
+        scale, stretch = np.exp(a.log_scale * rng.standard_normal(n)), np.exp(a.log_stretch * rng.standard_normal(n))
+        cos, sin = np.cos(angle), np.sin(angle)
+        turn = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)  # (N, 2, 2)
+        matrix = turn * np.stack([scale * stretch, scale / stretch], -1)[:, None]
+        centre = (np.array(self.size) - 1) / 2
+        offset = corner + centre - matrix @ centre + a.shift_px * rng.standard_normal((n, 2))
+        gamma, gain = np.exp(a.log_gamma * rng.standard_normal((n, 1))), 1 + a.contrast * rng.standard_normal((n, 1))
+        table = GREY_LEVELS**gamma * gain + a.contrast / 2 * rng.standard_normal((n, 1))
+        table[:, 0] = 0  # padding and air stay black
+        return Draws(matrix, offset, np.linalg.inv(matrix), scale, table.astype(np.float32),
+                     (a.noise * rng.random(n)).astype(np.float32), rng.integers(self.noise.size // 2 + 1, size=n))
 
 
 def cut_crops(scan: Prepared, axis: int, index: int, corners: Sequence[tuple[int, int]],

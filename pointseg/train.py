@@ -1,14 +1,15 @@
 """One training loop for weak, final and reference models, and the models it saves."""
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
 from tqdm.auto import tqdm
 
 from pointseg.losses import Move, Step, Term, weighted_total
@@ -83,6 +84,8 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
     rng = np.random.default_rng((seed, 1))
     class_weights = None if class_weights is None else class_weights.to(where)
     batches = endless_batches(dataset, schedule.batch, seed)
+    if where.type != "cpu":  # there the thread would only take the network's cores
+        batches = made_ahead(batches, where)
     history, best_loss, best_weights, bests_without_gain = History(), float("inf"), None, 0
     rate, step, start = schedule.learning_rate, 0, time.monotonic()
     bar = tqdm(total=sum(schedule.rounds) * schedule.round_steps, desc=name, unit="step", mininterval=1)
@@ -95,7 +98,7 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
             network.train()
             values = []
             for _ in range(schedule.round_steps):
-                batch = tuple(x.to(where, non_blocking=True) for x in next(batches))
+                batch = next(batches)
                 move = Move(bool(rng.integers(2)), int(rng.integers(4)))
                 values.append(training_step(network, batch, move, terms, optimizer, class_weights))
             step += schedule.round_steps
@@ -124,9 +127,26 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
     return history
 
 
-def endless_batches(dataset: SliceDataset, batch: int, seed: int) -> Iterator[list[Tensor]]:
+def endless_batches(dataset: SliceDataset, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of whole epochs in random order, one epoch after the other; the last one of an epoch may be smaller."""
     generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from DataLoader(dataset, batch, sampler=RandomSampler(dataset, generator=generator))
-        dataset.epoch += 1
+    for epoch in itertools.count():
+        order = torch.randperm(len(dataset), generator=generator) + epoch * len(dataset)
+        for numbers in order.split(batch):
+            yield dataset.batch(numbers.tolist())
+
+
+def made_ahead(batches: Iterator[tuple[Tensor, ...]], where: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """The same batches on a device: while the network learns from one, a thread makes the next and sends it there."""
+    def fetch() -> tuple[Tensor, ...]:
+        batch = next(batches)
+        if where.type == "cuda":  # pinned memory is what a GPU fetches from without anybody waiting
+            batch = tuple(x.pin_memory() for x in batch)
+        return tuple(x.to(where, non_blocking=True) for x in batch)
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(fetch)
+        while True:
+            batch = ahead.result()
+            ahead = pool.submit(fetch)
+            yield batch

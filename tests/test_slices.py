@@ -5,9 +5,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from pointseg.predict import predict
 from pointseg.preprocess import Prepared
 from pointseg.slices import (
     AXES,
@@ -90,7 +88,7 @@ def test_input_size_by_hand():
 def test_without_augmentation_items_are_padded_slices(axis, sparse):
     labels = np.random.default_rng(1).choice(np.array([0, 1, 2, 3, 4, 5, UNLABELLED], np.uint8), (20, 31, 26))
     dataset = dataset_of(labels, axis, sparse=sparse)
-    scan, number = dataset.scans[0].scan, AXES[axis]
+    scan, number = dataset.scans[0], AXES[axis]
     assert len(dataset) == labels.shape[number]
     for i in (0, 7, len(dataset) - 1):
         image, target, extent = dataset[i]
@@ -107,13 +105,13 @@ def test_a_larger_slice_is_cropped_at_one_of_five_places(sparse):
     labels = np.random.default_rng(1).integers(0, 6, (50, 40, 2)).astype(np.uint8)
     dataset = dataset_of(labels, sparse=sparse)
     seen = set()
-    for dataset.epoch in range(40):
-        image, target, _ = dataset[1]
+    for epoch in range(40):
+        image, target, _ = dataset[2 * epoch + 1]
         places = [c for c in crop_corners((50, 40), (32, 32))
                   if (target.numpy() == labels[c[0]:c[0] + 32, c[1]:c[1] + 32, 1]).all()]
         assert len(places) == 1
         (row, column), = places
-        crop = dataset.scans[0].scan.image[row:row + 32, column:column + 32, 1]
+        crop = dataset.scans[0].image[row:row + 32, column:column + 32, 1]
         np.testing.assert_allclose(image[1], crop / 255, atol=1e-4)
         seen.update(places)
     assert len(seen) == 5
@@ -143,10 +141,12 @@ def test_items_depend_on_seed_epoch_and_index_alone():
     first = [dataset[i][0] for i in range(6)]
     again = {i: dataset[i][0] for i in (5, 2, 2, 0, 4, 1, 3)}
     assert all((first[i] == again[i]).all() for i in range(6))
-    dataset.epoch = 1
-    assert (dataset[3][0] != first[3]).any()
+    assert all((x == y).all() for x, y in zip(dataset.batch([4, 4, 9]), map(torch.stack, zip(*(dataset[i] for i in
+                                                                                       (4, 4, 9))))))
+    assert (dataset[6 + 3][0] != first[3]).any() and (dataset[3][0] == first[3]).all()  # the next epoch, and back
     other = dataset_of(labels, augmentation=everything, seed=6)
     assert (other[3][0] != first[3]).any()
+    assert [(x == y).all() for (x, _, _), y in zip(dataset, first, strict=True)] == [True] * 6  # the first epoch
 
 
 # --- augmentation ---
@@ -165,8 +165,7 @@ def test_points_move_with_the_image(axis):
     dense = dataset_of(discs, axis, input_px=32, augmentation=STRONG)
     inside = lost = 0
     for epoch in range(25):
-        sparse.epoch = dense.epoch = epoch
-        for i in range(4):
+        for i in range(4 * epoch, 4 * epoch + 4):
             moved, disc = sparse[i][1].numpy(), dense[i][1].numpy()
             at = moved != UNLABELLED
             assert (moved[at] == disc[at]).all()
@@ -196,8 +195,7 @@ def test_extent_moves_with_the_image(augmentation):
     sparse, dense = (SliceDataset([Labelled(scan, x)], "sagittal", 6, 64, augmentation, 0, **options)
                      for x, options in ((labels, {"sparse": True, "radius_mm": 18.0}), (discs, {})))
     for epoch in range(20):
-        sparse.epoch = dense.epoch = epoch
-        extent, disc = sparse[0][2].numpy(), dense[0][1].numpy()
+        extent, disc = sparse[epoch][2].numpy(), dense[epoch][1].numpy()
         assert extent.shape == (6, 64, 64)
         assert extent[[0, 1, 3, 4, 5]].all()
         known = disc != UNLABELLED
@@ -210,8 +208,8 @@ def test_points_outside_the_crop_still_bound_their_vertebra():
     labels = np.full((64, 32, 1), UNLABELLED, np.uint8)
     labels[29, 10], labels[34, 10] = 1, 1
     dataset = dataset_of(labels, sparse=True, radius_mm=6.0)
-    for dataset.epoch in range(20):
-        _, target, extent = dataset[0]
+    for epoch in range(20):
+        _, target, extent = dataset[epoch]
         if (target != UNLABELLED).sum() == 1 and target[2, 10] == 1:  # the lower crop, which starts at row 32
             assert extent[1, :, 10].tolist() == [row < 3 for row in range(32)]  # 29 + 6 = 35, exclusive
             return
@@ -230,8 +228,8 @@ def test_padding_is_never_a_label_and_stays_black():
     """Whatever the intensities become; noise is left out, since it comes with the picture."""
     labels = np.ones((20, 20, 1), np.uint8)
     dataset = dataset_of(labels, augmentation=Augmentation(log_gamma=0.3, contrast=0.3))
-    for dataset.epoch in range(30):
-        image, target, _ = dataset[0]
+    for epoch in range(30):
+        image, target, _ = dataset[epoch]
         assert (target == 1).sum() == 400 and (target == UNLABELLED).sum() == 32 * 32 - 400
         image[:, 5:27, 5:27] = 0  # the slice, and a rim of one pixel where rounding lets it shine through
         assert image.abs().max() < 0.01
@@ -244,63 +242,14 @@ def test_intensity_changes(field):
     dataset = dataset_of(labels, augmentation=Augmentation(**{field: 0.1}))
     plain = dataset_of(labels)[0][0]
     changes = []
-    for dataset.epoch in range(20):
-        image, target, _ = dataset[0]
+    for epoch in range(20):
+        image, target, _ = dataset[epoch]
         assert image.dtype == torch.float32 and torch.isfinite(image).all() and (target == 1).all()
         changes.append((image - plain).abs().mean().item())
     assert min(changes) > 0 and 0.005 < np.mean(changes) < 0.1
 
 
-# --- whole scans ---
-
-class Echo(nn.Module):
-    """Its logits are its input: the previous, the own and the next slice."""
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(()))
-
-    def forward(self, x):
-        return 4 * self.gain * x
-
-
-@pytest.mark.parametrize("axis, batch", [("transverse", 5), ("coronal", 1), ("coronal", 5), ("coronal", 100),
-                                         ("sagittal", 5)])
-@pytest.mark.parametrize("shape", [(9, 20, 30), (50, 40, 45), (40, 10, 33), (64, 32, 63)],
-                         ids=["smaller", "larger", "mixed", "multiples"])
-def test_predict_puts_every_voxel_back(shape, axis, batch):
-    """For a network that works pixel by pixel, slicing, cropping and averaging must leave no trace."""
-    scan, number = scan_of(shape, spacing_mm=(0.5, 1.0, 2.0)), AXES[axis]
-    step = (2, 1, 1)[number]
-    n = shape[number]
-    neighbours = [[i if 0 <= i < n else i - offset for i in np.arange(n) + offset] for offset in (-step, 0, step)]
-    logits = np.stack([scan.image.take(i, number) for i in neighbours]) / 255 * 4
-    expected = np.exp(logits) / np.exp(logits).sum(0)
-    found = predict(Echo(), scan, axis, input_px=32, batch=batch)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_predict_covers_slices_over_twice_the_input():
-    """Four corners leave a gap in the middle of such a slice: what the network never saw must not become a class."""
-    scan = scan_of((80, 32, 3))
-    found = predict(Echo(), scan, "sagittal", input_px=32)
-    logits = np.stack([slice_stack(scan.image, 2, i, 1.0) for i in range(3)], -1) / 255 * 4
-    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(0), atol=1e-5)
-
-
-def test_predict_averages_logits_where_crops_overlap():
-    """Crops at columns 0 and 16 of a slice of 48: a network that answers with its own column gives x, and x - 16."""
-    class Columns(Echo):
-        def forward(self, x):
-            column = torch.arange(32.0).expand(len(x), 1, 32, 32) / 32
-            return torch.cat([torch.zeros_like(column), column], 1)
-
-    found = predict(Columns(), scan_of((32, 48, 1)), "sagittal", 32)[1, 0, :, 0]
-    x = np.arange(48)
-    mean = np.where(x < 16, x, np.where(x < 32, x - 8, x - 16)) / 32
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-mean)), atol=1e-5)
-
+# --- crops for inference ---
 
 def test_crops_cover_a_slice():
     """A slice that fits makes one crop; one too long in one direction makes two; in both, four; far longer, more."""

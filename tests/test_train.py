@@ -1,6 +1,7 @@
 """The training loop: one step without a device, then the schedule with scripted losses and scores."""
 
 import copy
+import threading
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,7 +14,7 @@ from pointseg.network import FCN8VGG16
 from pointseg.predict import validation_score
 from pointseg.preprocess import Prepared
 from pointseg.slices import Augmentation, Labelled, SliceDataset
-from pointseg.train import Schedule, endless_batches, fit, training_step
+from pointseg.train import Schedule, endless_batches, fit, made_ahead, training_step
 
 TERMS = [(1.0, point_term), (1.0, moved_point_term), (1.0, consistency_term), (1.0, separation_term),
          (1.0, extent_term)]
@@ -210,27 +211,48 @@ def test_training_learns_and_repeats_itself():
     assert all((x == state[name]).all() for name, x in network.state_dict().items())
 
 
-def test_batches_are_whole_epochs_in_random_order():
-    """12 items in batches of 5: 5, 5, 2, each item once an epoch; the seed decides the order."""
-    class Numbers(torch.utils.data.Dataset):
-        epoch = 0
-
+def numbers_of(count: int):
+    """A data set whose batches are their items' numbers."""
+    class Numbers:
         def __len__(self):
-            return 12
+            return count
 
-        def __getitem__(self, i):
-            return i, self.epoch
+        def batch(self, numbers):
+            return (torch.tensor(numbers),)
+    return Numbers()
 
+
+def test_batches_are_whole_epochs_in_random_order():
+    """12 items in batches of 5: 5, 5, 2, each item once an epoch, numbered on; the seed decides the order."""
     def epochs(seed):
-        batches = endless_batches(Numbers(), 5, seed)
-        drawn = [[next(batches) for _ in range(3)] for _ in range(2)]
-        assert [[len(items) for items, _ in epoch] for epoch in drawn] == [[5, 5, 2]] * 2
-        assert [{int(e) for _, numbers in epoch for e in numbers} for epoch in drawn] == [{0}, {1}]
-        return [[int(i) for items, _ in epoch for i in items] for epoch in drawn]
+        batches = endless_batches(numbers_of(12), 5, seed)
+        drawn = [[next(batches)[0] for _ in range(3)] for _ in range(2)]
+        assert [[len(numbers) for numbers in epoch] for epoch in drawn] == [[5, 5, 2]] * 2
+        return [torch.cat(epoch).tolist() for epoch in drawn]
 
     first, second = epochs(0)
-    assert sorted(first) == sorted(second) == list(range(12))
-    assert first != second and epochs(0) == [first, second] and epochs(1)[0] != first
+    assert sorted(first) == list(range(12)) and sorted(second) == list(range(12, 24))
+    assert [n - 12 for n in second] != first and epochs(0) == [first, second] and epochs(1)[0] != first
+
+
+def test_a_thread_ahead_changes_nothing():
+    """The same batches in the same order; what goes wrong in the thread reaches the training; it ends with it."""
+    ahead = made_ahead(endless_batches(numbers_of(12), 5, 3), torch.device("cpu"))
+    plain = endless_batches(numbers_of(12), 5, 3)
+    for _ in range(7):
+        assert torch.equal(next(ahead)[0], next(plain)[0])
+    running = threading.active_count()
+    ahead.close()
+    assert threading.active_count() == running - 1
+
+    def broken():
+        yield (torch.zeros(1),)
+        raise OSError("the disk is gone")
+
+    ahead = made_ahead(broken(), torch.device("cpu"))
+    next(ahead)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
 
 
 @pytest.mark.parametrize("num_classes, expected", [(3, (1 / 2 * 2 / 3 + 2 / 4 + 0) / (1 / 2 + 1 + 1)),
