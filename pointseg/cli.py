@@ -184,7 +184,6 @@ def evaluate(options: argparse.Namespace) -> None:
 def segment(options: argparse.Namespace) -> None:
     from pointseg import plot
     from pointseg.files import check_folder, check_format
-    from pointseg.kernels import resample_argmax
     from pointseg.model import load_model
     from pointseg.preprocess import told_modality
     from pointseg.volume import read_volume, write_mask
@@ -198,7 +197,7 @@ def segment(options: argparse.Namespace) -> None:
         raise ScanError(f"{options.model}: knows vertebrae but not their levels, expected a model of L1..L5; "
                         "take result.pt, reference.pt, sagittal.pt or coronal.pt")
     volume = read_volume(options.scan, modality=options.modality)
-    labels = resample_argmax(model.probabilities(model.prepare(volume)), volume.image.shape)
+    labels = model.segment(model.prepare(volume), volume.image.shape)
     picture = options.output.with_name(options.output.name.removesuffix(".gz").rpartition(".")[0] + ".png")
     write_mask(options.output, labels, volume.geometry)
     plot.save(plot.three_planes(volume.image, labels, volume.spacing_mm, title=volume.name), picture)

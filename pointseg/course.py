@@ -19,7 +19,7 @@ from pointseg.losses import Term, point_term
 from pointseg.metrics import per_class, weighted_dice
 from pointseg.network import FCN8VGG16, device
 from pointseg.plot import Figure, legend, overlay
-from pointseg.predict import predict, validation_score
+from pointseg.predict import predict_labels, validation_score
 from pointseg.preprocess import Prepared, prepare
 from pointseg.procedure import draw_points
 from pointseg.profiles import AUGMENTATION, EXTENT_RADIUS_MM
@@ -121,7 +121,7 @@ def train(terms: Terms) -> Trained:
     fit(network, dataset, terms, SCHEDULE, lambda n: validation_score(n, validation, "sagittal", INPUT_PX), SEED,
         " + ".join(name_of(term) for _, term in terms))
     seconds = time.monotonic() - start
-    predictions = [predict(network, scan, "sagittal", INPUT_PX).argmax(0).astype(np.uint8) for scan in validation]
+    predictions = [predict_labels(network, scan, "sagittal", INPUT_PX) for scan in validation]
     confusion = sum(confusion_matrix(s.mask, p, len(CLASSES)) for s, p in zip(validation, predictions, strict=True))
     return Trained(confusion, predictions, seconds)
 

@@ -8,7 +8,7 @@ import torch
 
 from pointseg.files import first_line, whole_file
 from pointseg.network import FCN8VGG16, device
-from pointseg.predict import predict
+from pointseg.predict import predict, predict_labels, segment
 from pointseg.preprocess import Prepared, prepare
 from pointseg.slices import AXES
 from pointseg.volume import ScanError, Volume
@@ -39,6 +39,14 @@ class Model:
     def probabilities(self, scan: Prepared) -> np.ndarray:
         """(K, z, y, x) float32 on the prepared grid."""
         return predict(self.network, scan, self.axis, self.input_px)
+
+    def labels(self, scan: Prepared) -> np.ndarray:
+        """(z, y, x) uint8 on the prepared grid."""
+        return predict_labels(self.network, scan, self.axis, self.input_px)
+
+    def segment(self, scan: Prepared, shape: tuple[int, int, int]) -> np.ndarray:
+        """(*shape) uint8 on the grid that a scan came from."""
+        return segment(self.network, scan, self.axis, self.input_px, shape)
 
 
 def save_model(path: str | Path, model: Model) -> None:

@@ -1,51 +1,86 @@
-"""From a network to a labelled scan: all slices of one axis, put together again."""
+"""From a network to a labelled scan: all slices of one axis, put together again.
 
-from collections.abc import Sequence
+Slices come from `logits_of_slices`, a few at a time.  What is made of them decides what memory holds: all class
+probabilities (`predict`), labels alone (`predict_labels`), or labels on another grid (`segment`).
+"""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from pointseg.kernels import confusion_matrix, reassemble
+from pointseg.kernels import argmax_of_planes, confusion_matrix, reassemble, reassemble_labels
 from pointseg.metrics import weighted_dice
-from pointseg.network import autocast
+from pointseg.network import for_inference
 from pointseg.preprocess import Prepared
 from pointseg.slices import AXES, cut_crops, input_size, tile_corners
 from pointseg.volume import BACKGROUND
 
+BATCH_PX = 16 * 192 * 192  # pixels that the network sees at once: what a laptop has room for
 
-def predict(network: nn.Module, scan: Prepared, axis: str, input_px: int, batch: int = 16) -> np.ndarray:
+
+def logits_of_slices(network: nn.Module, scan: Prepared, axis: str,
+                     input_px: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Logits of the crops that cover each slice along an axis, and the crops' places.
+
+    -> a few slices at a time: crops (S, N, K, h, w) float32, corners (N, 2), as `reassemble_labels` takes them.
+    """
+    apply, number = for_inference(network), AXES[axis]
+    shape = tuple(np.delete(scan.image.shape, number))
+    size = input_size([shape], input_px)
+    corners = tile_corners(shape, size)
+    slices = max(1, BATCH_PX // (len(corners) * size[0] * size[1]))
+    for first in range(0, scan.image.shape[number], slices):
+        chunk = range(first, min(first + slices, scan.image.shape[number]))
+        crops = np.concatenate([cut_crops(scan, number, i, corners, size) for i in chunk])
+        logits = apply(torch.from_numpy(crops)).cpu().contiguous().numpy()
+        yield logits.reshape(len(chunk), len(corners), *logits.shape[1:]), np.array(corners)
+
+
+def predict(network: nn.Module, scan: Prepared, axis: str, input_px: int) -> np.ndarray:
     """Class probabilities of a whole scan, slice by slice along an axis.   -> (K, z, y, x) float32.
 
     Logits are averaged where crops overlap, then turned into probabilities.
     """
-    where, number = next(network.parameters()).device, AXES[axis]
-    count, shape = scan.image.shape[number], tuple(np.delete(scan.image.shape, number))
-    size = input_size([shape], input_px)
-    corners = tile_corners(shape, size)
-    slices = None  # (slices, K, H, W), a view of the result
-    network.eval()
-    for first in range(0, count, batch):
-        chunk = range(first, min(first + batch, count))
-        crops = torch.from_numpy(np.concatenate([cut_crops(scan, number, i, corners, size) for i in chunk])).to(where)
-        with torch.inference_mode(), autocast(where):
-            logits = network(crops.to(memory_format=torch.channels_last)).float().cpu().numpy()
-        if slices is None:
-            out = np.empty((logits.shape[1], *scan.image.shape), np.float32)
-            slices = np.moveaxis(out, number + 1, 0)
-        for i, of_slice in zip(chunk, np.split(logits, len(chunk)), strict=True):
-            slices[i] = reassemble(of_slice, np.array(corners), shape)
-    return softmax_(out)
+    planes = np.stack(list(_probability_planes(network, scan, axis, input_px)))  # (slices, K, H, W)
+    return np.ascontiguousarray(np.moveaxis(planes, 0, AXES[axis] + 1))
 
 
-def softmax_(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the first axis, in place, a slab at a time."""
-    for z in range(logits.shape[1]):
-        slab = logits[:, z]
-        slab -= slab.max(0)
-        np.exp(slab, out=slab)
-        slab /= slab.sum(0)
-    return logits
+def predict_labels(network: nn.Module, scan: Prepared, axis: str, input_px: int) -> np.ndarray:
+    """The most probable class of each voxel: the argmax of `predict`, without its memory.   -> (z, y, x) uint8."""
+    return _labels_of_classes(network, scan, axis, input_px)[0]
+
+
+def _labels_of_classes(network: nn.Module, scan: Prepared, axis: str, input_px: int) -> tuple[np.ndarray, int]:
+    """`predict_labels`, and the number of classes that it chose among."""
+    shape, slices = tuple(np.delete(scan.image.shape, AXES[axis])), []
+    for crops, corners in logits_of_slices(network, scan, axis, input_px):
+        slices.append(reassemble_labels(crops, corners, shape))
+    return np.ascontiguousarray(np.moveaxis(np.concatenate(slices), 0, AXES[axis])), crops.shape[2]
+
+
+def segment(network: nn.Module, scan: Prepared, axis: str, input_px: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """`predict`, resampled to a grid of another shape, and its argmax, a slice at a time.   -> (*shape) uint8.
+
+    Beside the scan and the result memory holds a few slices, however many there are.
+    """
+    number = AXES[axis]
+    planes = _probability_planes(network, scan, axis, input_px)
+    turned = (shape[number], *np.delete(shape, number))
+    return np.ascontiguousarray(np.moveaxis(argmax_of_planes(planes, scan.image.shape[number], turned), 0, number))
+
+
+def _probability_planes(network: nn.Module, scan: Prepared, axis: str, input_px: int) -> Iterator[np.ndarray]:
+    """(K, H, W) float32 of one slice after the other."""
+    shape = tuple(np.delete(scan.image.shape, AXES[axis]))
+    for crops, corners in logits_of_slices(network, scan, axis, input_px):
+        for of_slice in crops:
+            logits = reassemble(of_slice, corners, shape)
+            logits -= logits.max(0)
+            np.exp(logits, out=logits)
+            logits /= logits.sum(0)
+            yield logits
 
 
 def known_truth(mask: np.ndarray, num_classes: int) -> np.ndarray:
@@ -57,7 +92,6 @@ def validation_score(network: nn.Module, scans: Sequence[Prepared], axis: str, i
     """Dice_wi pooled over scans on the prepared grid, in the classes that the network has."""
     total = 0
     for scan in scans:
-        prediction = predict(network, scan, axis, input_px)
-        truth = known_truth(scan.mask, len(prediction))
-        total = total + confusion_matrix(truth, prediction.argmax(0).astype(np.uint8), len(prediction))
+        labels, num_classes = _labels_of_classes(network, scan, axis, input_px)
+        total = total + confusion_matrix(known_truth(scan.mask, num_classes), labels, num_classes)
     return weighted_dice(total)

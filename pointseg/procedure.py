@@ -148,7 +148,7 @@ def terms_named(letters: str, profile: Profile) -> list[tuple[float, Term]]:
 
 def hard_predictions(models: dict[str, Model], scan: Prepared) -> dict[str, np.ndarray]:
     """Each model's labels (z, y, x) uint8 of one scan, by the model's name."""
-    return {name: model.probabilities(scan).argmax(0).astype(np.uint8) for name, model in models.items()}
+    return {name: model.labels(scan) for name, model in models.items()}
 
 
 def choose_smoothing(predictions: Sequence[dict[str, np.ndarray]], scans: Sequence[Prepared]) -> tuple[int, int]:

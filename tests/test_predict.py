@@ -1,0 +1,138 @@
+"""Whole scans through a network: every voxel back in its place, labels and probabilities alike, in little memory."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pointseg.kernels import resample_argmax
+from pointseg.model import Model, load_model, save_model
+from pointseg.network import FCN8VGG16
+from pointseg.predict import predict, predict_labels, segment
+from pointseg.preprocess import Prepared
+from pointseg.slices import AXES, slice_stack
+
+
+def scan_of(shape: tuple[int, int, int], seed: int = 0, spacing_mm=(1.0, 1.0, 1.0)) -> Prepared:
+    return Prepared(np.random.default_rng(seed).integers(0, 256, shape, np.uint8), None, spacing_mm, "scan")
+
+
+def decided(scores: np.ndarray, by: float = 1e-4) -> np.ndarray:
+    """Where the best class leads by more than rounding can change.   (K, ...) -> (...)"""
+    second, first = np.sort(scores, 0)[-2:]
+    return first - second > by
+
+
+class Echo(nn.Module):
+    """Its logits are its input: the previous, the own and the next slice."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return 4 * self.gain * x
+
+
+@pytest.mark.parametrize("axis, crops", [("transverse", 5), ("coronal", 1), ("coronal", 5), ("coronal", 100),
+                                         ("sagittal", 5)])
+@pytest.mark.parametrize("shape", [(9, 20, 30), (50, 40, 45), (40, 10, 33), (64, 32, 63)],
+                         ids=["smaller", "larger", "mixed", "multiples"])
+def test_predict_puts_every_voxel_back(shape, axis, crops, monkeypatch):
+    """For a network that works pixel by pixel, slicing, cropping and averaging must leave no trace."""
+    monkeypatch.setattr("pointseg.predict.BATCH_PX", crops * 32 * 32)  # so many at once
+    scan, number = scan_of(shape, spacing_mm=(0.5, 1.0, 2.0)), AXES[axis]
+    step = (2, 1, 1)[number]
+    n = shape[number]
+    neighbours = [[i if 0 <= i < n else i - offset for i in np.arange(n) + offset] for offset in (-step, 0, step)]
+    logits = np.stack([scan.image.take(i, number) for i in neighbours]) / 255 * 4
+    expected = np.exp(logits) / np.exp(logits).sum(0)
+    found = predict(Echo(), scan, axis, input_px=32)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    labels = predict_labels(Echo(), scan, axis, input_px=32)
+    assert labels.dtype == np.uint8 and labels.flags.c_contiguous
+    assert (labels == logits.argmax(0))[decided(logits)].all()
+
+
+def test_predict_covers_slices_over_twice_the_input():
+    """Four corners leave a gap in the middle of such a slice: what the network never saw must not become a class."""
+    scan = scan_of((80, 32, 3))
+    found = predict(Echo(), scan, "sagittal", input_px=32)
+    logits = np.stack([slice_stack(scan.image, 2, i, 1.0) for i in range(3)], -1) / 255 * 4
+    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(0), atol=1e-5)
+
+
+def test_predict_averages_logits_where_crops_overlap():
+    """Crops at columns 0 and 16 of a slice of 48: a network that answers with its own column gives x, and x - 16."""
+    class Columns(Echo):
+        def forward(self, x):
+            column = torch.arange(32.0).expand(len(x), 1, 32, 32) / 32
+            return torch.cat([torch.zeros_like(column), column], 1)
+
+    found = predict(Columns(), scan_of((32, 48, 1)), "sagittal", 32)[1, 0, :, 0]
+    x = np.arange(48)
+    mean = np.where(x < 16, x, np.where(x < 32, x - 8, x - 16)) / 32
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-mean)), atol=1e-5)
+
+
+# --- without the probabilities' memory ---
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("target", [(41, 33, 50), (13, 12, 9), (20, 24, 28), (20, 40, 7)],
+                         ids=["finer", "coarser", "the same", "both"])
+def test_segment_is_the_resampled_argmax(axis, target):
+    scan = scan_of((20, 24, 28))
+    probabilities = predict(Echo(), scan, axis, input_px=32)
+    found = segment(Echo(), scan, axis, 32, target)
+    assert found.dtype == np.uint8 and found.shape == target and found.flags.c_contiguous
+    expected = resample_argmax(probabilities, target)
+    differ = found != expected
+    assert differ.mean() < 1e-3  # in the order of sums alone, where two classes are equal to the last digit
+    if target == scan.image.shape:
+        assert (expected == probabilities.argmax(0)).all() and len(np.unique(expected)) == 3
+
+
+@pytest.mark.parametrize("function", [
+    lambda network, scan: predict_labels(network, scan, "transverse", 32),
+    lambda network, scan: segment(network, scan, "transverse", 32, (2 * len(scan.image), 64, 64)),
+], ids=["labels", "segment"])
+def test_memory_does_not_grow_with_the_number_of_slices(function, monkeypatch):
+    """Beyond the result itself.  NumPy reports its arrays to tracemalloc; torch's are those of a batch."""
+    monkeypatch.setattr("pointseg.predict.BATCH_PX", 4 * 32 * 32)
+
+    def peak(count: int) -> int:
+        scan = scan_of((count, 32, 32))
+        function(Echo(), scan)  # compile
+        tracemalloc.start()
+        try:
+            result = function(Echo(), scan)
+            return tracemalloc.get_traced_memory()[1] - 2 * result.nbytes  # once as slices, once as a volume
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(20), peak(400)
+    assert many < few + 100_000 < 400 * 32 * 32 * 4 * 3  # the probabilities, to compare with
+
+
+def test_a_network_keeps_its_weights_through_inference():
+    """Inference has weights of its own in autocast's type; training goes on with the old ones."""
+    torch.manual_seed(0)
+    network = FCN8VGG16(3, width=1 / 16, hidden=8)
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    predict(network, scan_of((8, 32, 32)), "transverse", 32)
+    assert all(torch.equal(x, before[name]) and x.dtype == torch.float32 for name, x in network.state_dict().items())
+    assert all(p.requires_grad and not p.is_inference() for p in network.parameters())
+    network(torch.rand(1, 3, 32, 32)).mean().backward()
+
+
+def test_a_model_answers_alike_before_and_after_its_file(tmp_path):
+    torch.manual_seed(0)
+    model = Model(FCN8VGG16(6, width=1 / 16, hidden=8), "coronal", 1.0, 32, "tiny", 0, {})
+    save_model(tmp_path / "model.pt", model)
+    again, scan = load_model(tmp_path / "model.pt"), scan_of((20, 24, 28))
+    assert (again.labels(scan) == model.labels(scan)).all()
+    assert (again.segment(scan, (10, 30, 28)) == model.segment(scan, (10, 30, 28))).all()
+    assert (model.labels(scan) == model.probabilities(scan).argmax(0)).mean() > 0.999
