@@ -16,6 +16,7 @@ from scipy.spatial import ConvexHull, QhullError
 # Numba's OpenMP layer would share torch's threads and reset their number, and with it the order of torch's sums.
 numba.config.THREADING_LAYER = "workqueue"
 UNLABELLED = 255
+CHUNKS = 64  # of the voxels to count; each has its own table, so that no two threads write to the same one
 CLAHE_LEVELS = 1 << 14  # grey levels that scikit-image's CLAHE works on
 
 
@@ -237,7 +238,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     Voxels whose truth is UNLABELLED are passed over; any other value outside 0..K-1 is a ValueError.
 
     Eight voxels are one 64-bit word, and most words of a label volume hold one label, so eight words that agree are
-    counted at once.  Other voxels take turns in four tables: an addition must not wait for the one before.
+    counted at once.  Other voxels take turns in four tables: an addition need not wait for the one before.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
@@ -246,9 +247,10 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     t, p = np.ascontiguousarray(truth).reshape(-1), np.ascontiguousarray(prediction).reshape(-1)
     whole = t.size // 64 * 64 if t.ctypes.data % 8 == p.ctypes.data % 8 == 0 else 0
     counts = np.zeros((256, 256), np.int64)
-    words, largest = _count_words(t[:whole].view(np.uint64), p[:whole].view(np.uint64))
-    if largest < 8:
-        counts[:8, :8] = words
+    tables, seen = np.zeros((CHUNKS, 4, 64), np.int64), np.zeros(CHUNKS, np.uint64)
+    _count_words(t[:whole].view(np.uint64), p[:whole].view(np.uint64), tables, seen)
+    if seen.view(np.uint8).max() < 8:
+        counts[:8, :8] = tables.sum((0, 1)).reshape(8, 8)
     else:  # unlabelled voxels, or more than 8 classes
         whole = 0
     _count(t[whole:], p[whole:], counts)
@@ -265,30 +267,27 @@ def _count(truth, prediction, counts):
 
 
 @njit(parallel=True, cache=True)
-def _count_words(truth, prediction):
-    """Counts (8, 8) of labels 0..7, and a bound on the labels that occur: where it is not below 8, counts are void."""
-    chunks, seven = 64, np.uint64(0b111)  # a table for each chunk, so that threads never write to the same one
-    counts, largest = np.zeros((chunks, 64), np.int64), np.zeros(chunks, np.uint64)
-    size = (truth.size // 8 + chunks - 1) // chunks * 8
-    for c in prange(chunks):
-        table, seen = np.zeros((4, 64), np.int64), np.uint64(0)
-        for first in range(c * size, min((c + 1) * size, truth.size), 8):
-            pair = (truth[first] & seven) << np.uint64(3) | (prediction[first] & seven)
-            repeated, differ = pair * np.uint64(0x0101010101010101), np.uint64(0)
-            for i in range(first, first + 8):
-                seen |= truth[i] | prediction[i]
-                differ |= (truth[i] << np.uint64(3) | prediction[i]) ^ repeated
+def _count_words(truth, prediction, tables, seen):
+    """Counts of labels 0..7 in a table for each chunk, and the bits that occur in any label: more make counts void."""
+    each, three, seven = np.uint64(0x0101010101010101), np.uint64(3), np.uint64(7)
+    size = (truth.size // 8 + CHUNKS - 1) // CHUNKS * 8
+    for c in prange(CHUNKS):
+        bits = np.uint64(0)
+        for first in range(np.uint64(c * size), np.uint64(min((c + 1) * size, truth.size)), np.uint64(8)):
+            t, p = (truth[first] & np.uint64(255)) * each, (prediction[first] & np.uint64(255)) * each
+            differ = np.uint64(0)
+            for i in range(first, first + np.uint64(8)):
+                differ |= (truth[i] ^ t) | (prediction[i] ^ p)
             if differ == 0:
-                table[0, pair] += 64
+                tables[c, 0, (t & seven) << three | (p & seven)] += 64
+                bits |= t | p
                 continue
-            for i in range(first, first + 8):
-                pairs = truth[i] << np.uint64(3) | prediction[i]
+            for i in range(first, first + np.uint64(8)):
+                pairs = truth[i] << three | prediction[i]
+                bits |= truth[i] | prediction[i]
                 for byte in range(8):
-                    table[byte % 4, pairs >> np.uint64(8 * byte) & np.uint64(63)] += 1
-        counts[c] = table.sum(0)
-        for byte in range(8):
-            largest[c] = max(largest[c], seen >> np.uint64(8 * byte) & np.uint64(255))
-    return counts.sum(0).reshape(8, 8), largest.max()
+                    tables[c, byte % 4, pairs >> np.uint64(8 * byte) & np.uint64(63)] += 1
+        seen[c] = bits
 
 
 # --- scores onto another grid ---

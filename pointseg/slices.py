@@ -112,7 +112,7 @@ class SliceDataset(Dataset):
             self.points = [np.argwhere(self.labels[s][i] != UNLABELLED) for s, i in self.index]
         self.size = input_size([planes.shape[1:] for planes in self.labels], input_px)
         store = 8 * 3 * self.size[0] * self.size[1] if augmentation.noise else 0
-        self.noise = np.random.default_rng(seed).standard_normal(store, np.float32)
+        self.noise = self._rng(0).standard_normal(store, np.float32)
         self._epoch, self._draws = 0, self._draw(0)
 
     def __len__(self) -> int:
@@ -168,8 +168,11 @@ class SliceDataset(Dataset):
             extent[:] = extent_masks(moved[bounding], np.minimum(values[bounding], self.num_classes - 1),
                                      self.num_classes, self.size, spacing_mm, self.radius_mm)
 
+    def _rng(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(stream,)))
+
     def _draw(self, epoch: int) -> Draws:
-        a, n, rng = self.augmentation, len(self), np.random.default_rng((self.seed, epoch))
+        a, n, rng = self.augmentation, len(self), self._rng(epoch + 1)
         places = np.array([crop_corners(planes.shape[1:], self.size) for planes in self.labels])  # (scans, 5, 2)
         corner = places[[which for which, _ in self.index], rng.integers(5, size=n)]  # (N, 2)
         angle = np.deg2rad(a.rotation_deg * rng.standard_normal(n))

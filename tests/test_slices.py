@@ -200,7 +200,8 @@ def test_extent_moves_with_the_image(augmentation):
         assert extent[[0, 1, 3, 4, 5]].all()
         known = disc != UNLABELLED
         differ = (extent[2] != (disc == 2)) & known
-        assert differ.sum() <= (0 if augmentation == PLAIN else 40)  # the rim is 57 pixels long, here and there doubled
+        rim = 2 * (np.pi * (disc == 2).sum()) ** 0.5  # its length in pixels; nearest neighbours double some of them
+        assert differ.sum() <= (0 if augmentation == PLAIN else 0.7 * rim)
 
 
 def test_points_outside_the_crop_still_bound_their_vertebra():
