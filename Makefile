@@ -6,6 +6,7 @@
 
 PYTHON ?= python3.11
 ARGS ?=
+BENCHES ?= $(sort $(wildcard tests/bench_*.py))
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -37,8 +38,8 @@ course: $(INSTALLED)  ## the students' copies of the assignments, into notebooks
 	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/nbgrader generate_assignment --force $$(basename $$folder) || exit 1; \
 	done
 
-bench: $(INSTALLED)  ## the benchmarks, tests/bench_*.py
-	@for script in tests/bench_*.py; do \
+bench: $(INSTALLED)  ## the benchmarks, an hour; some of them with BENCHES="tests/bench_kernels.py ..."
+	@for script in $(BENCHES); do \
 	  test -e "$$script" || { echo "no benchmarks (tests/bench_*.py) to run"; break; }; \
 	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
 	done

@@ -11,6 +11,7 @@ from scipy import ndimage
 from pointseg.volume import BACKGROUND
 
 CUBE = ndimage.generate_binary_structure(3, 3)
+LOWEST_BIT = np.array([0, *((b & -b).bit_length() - 1 for b in range(1, 256))], np.uint8)  # of each byte
 
 
 def fuse(transverse: np.ndarray, coronal: np.ndarray, sagittal: np.ndarray) -> np.ndarray:
@@ -42,9 +43,8 @@ def smooth(labels: np.ndarray, opening: int = 0, closing: int = 0, erosion: int 
         bits = _rub(bits, operation, times)
     bits = bits[tuple(slice(reach, reach + n) for n in own.shape)]
     kept = np.where((bits >> own) & 1, own, BACKGROUND)  # a closing may not take another class's voxels
-    lowest = np.array([0] + [(b & -b).bit_length() - 1 for b in range(1, 256)], np.uint8)[bits]
     out = np.zeros_like(labels)
-    out[box] = np.where(own == BACKGROUND, lowest, kept)
+    out[box] = np.where(own == BACKGROUND, LOWEST_BIT[bits], kept)
     return out
 
 

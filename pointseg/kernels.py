@@ -16,6 +16,7 @@ from scipy.spatial import ConvexHull, QhullError
 # Numba's OpenMP layer would share torch's threads and reset their number, and with it the order of torch's sums.
 numba.config.THREADING_LAYER = "workqueue"
 UNLABELLED = 255
+LARGE = 1 << 20  # voxels of a field from which threads, and a hull around its points, are worth their start
 CHUNKS = 64  # of the voxels to count; each has its own table, so that no two threads write to the same one
 CLAHE_LEVELS = 1 << 14  # grey levels that scikit-image's CLAHE works on
 
@@ -34,7 +35,7 @@ def max_distance(points: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[f
     field = np.empty((1,) * (3 - len(shape)) + tuple(shape), np.float32)
     points = _as_3d(_corners_of_hull(points, shape), len(shape))
     points = points[np.argsort(-points[:, 2], kind="stable")]
-    fill = _max_distance_threaded if field.size > 1 << 20 else _max_distance
+    fill = _max_distance_threaded if field.size > LARGE else _max_distance
     fill(points, _spacing_3d(spacing_mm), field)
     return field.reshape(shape)
 
@@ -69,7 +70,7 @@ def _corners_of_hull(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     Qhull takes a fraction of a millisecond, so only where many points meet a large volume.
     """
     points = np.asarray(points, np.float64).reshape(-1, len(shape))
-    if len(points) > 8 and np.prod(shape) > 1 << 20:
+    if len(points) > 8 and len(shape) > 1 and np.prod(shape) > LARGE:
         with suppress(QhullError):  # all in one plane
             points = points[ConvexHull(points).vertices]
     return points

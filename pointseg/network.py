@@ -59,7 +59,7 @@ class Pool(nn.MaxPool2d):
     """The maximum of 2 x 2 pixels; without gradients as a maximum of halves, which keeps no index of each."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or x.shape[-2] % 2 or x.shape[-1] % 2:
             return super().forward(x)
         x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
         return torch.maximum(x[..., ::2], x[..., 1::2])

@@ -43,8 +43,11 @@ def predict(network: nn.Module, scan: Prepared, axis: str, input_px: int) -> np.
 
     Logits are averaged where crops overlap, then turned into probabilities.
     """
-    planes = np.stack(list(_probability_planes(network, scan, axis, input_px)))  # (slices, K, H, W)
-    return np.ascontiguousarray(np.moveaxis(planes, 0, AXES[axis] + 1))
+    for i, plane in enumerate(_probability_planes(network, scan, axis, input_px)):
+        if i == 0:
+            out = np.empty((len(plane), *scan.image.shape), np.float32)
+        np.moveaxis(out, AXES[axis] + 1, 0)[i] = plane
+    return out
 
 
 def predict_labels(network: nn.Module, scan: Prepared, axis: str, input_px: int) -> np.ndarray:

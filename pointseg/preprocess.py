@@ -58,7 +58,9 @@ def rescale(image: np.ndarray, modality: str) -> np.ndarray:
     """Intensities to [0, 1]: a fixed window for CT, percentiles for MR.  An unknown modality is told by its air."""
     ct = (modality or told_modality(image)) == "CT"
     low, high = map(float, CT_WINDOW_HU if ct else np.percentile(image, MR_PERCENTILES))  # NumPy's would widen float32
-    return ((image - low) / max(high - low, 1e-6)).clip(0, 1)
+    out = image - low
+    out /= max(high - low, 1e-6)
+    return out.clip(0, 1, out=out)
 
 
 def told_modality(image: np.ndarray) -> str:

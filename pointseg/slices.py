@@ -108,6 +108,8 @@ class SliceDataset(Dataset):
         self.labels = [np.moveaxis(scan.labels, self.axis, 0) for scan in scans]  # (slices, H, W) both
         self.index = [(s, int(i)) for s, planes in enumerate(self.labels)
                       for i in np.flatnonzero((planes != UNLABELLED).any((1, 2)))]
+        if not self.index:
+            raise ValueError(f"{len(scans)} scans, but no slice with a label to learn from; expected at least one")
         if sparse:
             self.points = [np.argwhere(self.labels[s][i] != UNLABELLED) for s, i in self.index]
         self.size = input_size([planes.shape[1:] for planes in self.labels], input_px)

@@ -141,11 +141,17 @@ def distance_2d(report: Report, count: int) -> None:
                lambda: [np.full(plane, 1, np.float32) for _ in points])
 
 
+def all_to_all(points: np.ndarray, cube: tuple[int, int, int]) -> list[Other]:
+    """The published way in a volume, where memory has room for it: 12 GB for 30 points."""
+    return [Other("NumPy, all to all", lambda: distances_by_broadcasting(points, cube), 20)] if len(points) < 9 else []
+
+
 def distance_3d(report: Report, count: int) -> None:
     cube, points = (256,) * 3, points_in((256,) * 3, count)
     report.row(f"distance field 256^3, {count} points",
                lambda: kernels.max_distance(points, cube, (1, 1, 1)),
-               [Other("NumPy, point by point", lambda: distances_point_by_point(points, cube), 20),
+               [*all_to_all(points, cube),
+                Other("NumPy, point by point", lambda: distances_point_by_point(points, cube), 20),
                 Other("SciPy cdist", lambda: distances_by_cdist(points, cube), 20)],
                lambda: np.full(cube, 1, np.float32), rounds=3, warm_up=False)
 
@@ -188,8 +194,8 @@ def preparing(report: Report) -> None:
     report.row("preparing a scan of 300 x 220 x 180 mm", lambda: prepare(scan, 1.0),
                [Other("scikit-image, slice by slice", lambda: prepare_by_scikit_image(scan, 1.0), 2)], rounds=3)
     apart = np.abs(prepare(scan, 1.0).image.astype(int) - prepare_by_scikit_image(scan, 1.0))
-    report.line("  the two differ", f"in {(apart > 0).mean():.2%} of the voxels, by at most {apart.max()} of 256 grey "
-                "levels (asked: 1)", grey_levels=int(apart.max()), share=float((apart > 0).mean()))
+    report.line("  the two differ", f"in {(apart > 0).sum()} of {apart.size} voxels, in {(apart > 1).sum()} by more "
+                f"than one grey level of 256, by at most {apart.max()}", voxels=int((apart > 1).sum()))
 
 
 def side_by_side_rows(report: Report) -> None:

@@ -99,6 +99,12 @@ def test_many_points_in_a_large_volume(flat):
     assert (extent_mask(points, shape, spacing_mm, 60.0) == (twin < 60))[np.abs(twin - 60) > 1e-9].all()
 
 
+def test_a_long_row():
+    """One dimension has no hull to look for."""
+    points, x = np.arange(20.0)[:, None] + 0.5, np.arange(2**21)
+    np.testing.assert_allclose(max_distance(points, x.shape, (2.0,)), 2 * np.maximum(x - 0.5, 19.5 - x), rtol=1e-6)
+
+
 def test_max_distance_by_hand():
     """A row 2 mm above the points, pixels 1.5 mm wide: the point at column 2 is 3, 1.5 and 0 mm across."""
     field = max_distance(np.array([[1, 2], [1, 2]]), (1, 3), (2.0, 1.5))

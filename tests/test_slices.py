@@ -126,6 +126,11 @@ def test_slices_without_labels_are_left_out():
     assert SliceDataset(scans, "transverse", 6, 32, PLAIN, 0).index == [(1, 2), (1, 5)]
 
 
+def test_nothing_to_learn_from():
+    with pytest.raises(ValueError, match="1 scans, but no slice with a label"):
+        dataset_of(np.full((8, 9, 10), UNLABELLED, np.uint8))
+
+
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "points"])
 def test_two_classes_join_the_vertebrae(sparse):
     labels = np.array([0, 1, 3, 5, UNLABELLED], np.uint8).reshape(1, 1, 5)
