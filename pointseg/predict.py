@@ -17,7 +17,7 @@ from pointseg.preprocess import Prepared
 from pointseg.slices import AXES, cut_crops, input_size, tile_corners
 from pointseg.volume import BACKGROUND
 
-BATCH_PX = 16 * 192 * 192  # pixels that the network sees at once: what a laptop has room for
+BATCH_PX = 8 * 192 * 192  # pixels that the network sees at once: what a laptop has room for
 
 
 def logits_of_slices(network: nn.Module, scan: Prepared, axis: str,
