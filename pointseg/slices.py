@@ -105,7 +105,9 @@ class SliceDataset(Dataset):
         self.sparse, self.radius_mm = sparse, radius_mm
         self.scans = [scan.scan for scan in scans]
         self.images = [np.ascontiguousarray(np.moveaxis(scan.image, self.axis, 0)) for scan in self.scans]
-        self.labels = [np.moveaxis(scan.labels, self.axis, 0) for scan in scans]  # (slices, H, W) both
+        joined = [np.where(x == UNLABELLED, x, np.minimum(x, 1)) if num_classes == 2 else x
+                  for x in (scan.labels for scan in scans)]
+        self.labels = [np.moveaxis(x, self.axis, 0) for x in joined]  # (slices, H, W) both
         self.index = [(s, int(i)) for s, planes in enumerate(self.labels)
                       for i in np.flatnonzero((planes != UNLABELLED).any((1, 2)))]
         if not self.index:
@@ -145,8 +147,6 @@ class SliceDataset(Dataset):
             else:
                 which, at = self.index[item]
                 sample_labels(self.labels[which][at], self._draws.matrix[item], self._draws.offset[item], target)
-        if self.num_classes == 2:
-            labels[(labels > 1) & (labels != UNLABELLED)] = 1
         return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(extents)
 
     def _fill_image(self, item: int, image: np.ndarray) -> None:
@@ -167,8 +167,8 @@ class SliceDataset(Dataset):
         if self.radius_mm:
             bounding = values != BACKGROUND  # which has no extent; points that left the crop still bound their vertebra
             spacing_mm = np.delete(self.scans[which].spacing_mm, self.axis) * draws.scale[item]
-            extent[:] = extent_masks(moved[bounding], np.minimum(values[bounding], self.num_classes - 1),
-                                     self.num_classes, self.size, spacing_mm, self.radius_mm)
+            extent[:] = extent_masks(moved[bounding], values[bounding], self.num_classes, self.size, spacing_mm,
+                                     self.radius_mm)
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(stream,)))

@@ -251,13 +251,13 @@ def sizes(report: Report, edges: tuple[int, ...] = (64, 128, 256, 512)) -> None:
 
 def one_against_two(call) -> float:
     """Time with one thread over time with two."""
-    def alone():
-        numba.set_num_threads(1)
-        try:
-            call()
-        finally:
-            numba.set_num_threads(min(2, numba.config.NUMBA_NUM_THREADS))
-    both = side_by_side({"one": alone, "two": call}, rounds=5)
+    usual = numba.get_num_threads()
+
+    def with_threads(count: int) -> None:
+        numba.set_num_threads(min(count, usual))
+        call()
+    both = side_by_side({"one": lambda: with_threads(1), "two": lambda: with_threads(2)}, rounds=5)
+    numba.set_num_threads(usual)
     return both["one"] / both["two"]
 
 
@@ -265,7 +265,7 @@ FIRST_CALLS = """
 import time
 import numpy as np
 from pointseg import kernels
-start, times = time.perf_counter(), {}
+start = time.perf_counter()
 cube, labels = (24,) * 3, np.zeros((24, 24, 24), np.uint8)
 kernels.extent_mask(np.ones((3, 3)), cube, (1, 1, 1), 9.0)
 kernels.max_distance(np.ones((3, 3)), cube, (1, 1, 1))
