@@ -1,11 +1,12 @@
-"""The command line: pointseg table1, train, evaluate, segment."""
+"""The command line: pointseg table1, train, evaluate, segment, import."""
 
 import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pointseg.volume import CLASSES, ScanError
+from pointseg.importers import NAMES
+from pointseg.volume import ScanError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,14 +62,43 @@ def parser() -> argparse.ArgumentParser:
                    help="all cases (the default), or those that the model's own split kept for testing")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the scores to this file as well")
 
-    p = command("segment", segment, "segment one scan",
-                "Segment one scan (NIfTI, MHA, NRRD, or a folder with one DICOM series). The mask has the scan's own "
-                "geometry and the values 0 background, 1..5 = L1..L5; a picture of it is written beside it.")
-    p.add_argument("scan", type=Path, metavar="SCAN", help="the scan: a file or a DICOM folder")
+    p = command("import", import_dataset, "a public raw dataset to a dataset folder", "Convert a public raw dataset, "
+                "laid out as it is published, to a dataset folder (a manifest.csv beside NIfTI files). Sources that "
+                "OUT_DIR holds already stay. What is left out is named, with the reason. data/README.md says where "
+                "each dataset is found, and what it is good for.")
+    p.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES[:-1]) + "; or folder, for any other: "
+                   "see the options below")
+    p.add_argument("raw", type=Path, metavar="RAW_DIR", help="folder that the dataset was unpacked into")
+    p.add_argument("out", type=Path, metavar="OUT_DIR", help="dataset folder to write or to add to")
+    p = p.add_argument_group("of folder alone")
+    p.add_argument("--labels", nargs="+", metavar="VALUE=NAME", help="what the masks' values mean: C1..C7, T1..T13, "
+                   "L1..L6, S1, background, unlabelled, or vertebra where levels are not known; such as 1=L1 2=L2")
+    p.add_argument("--images", default="images/*", metavar="PATTERN", help="images below RAW_DIR, with one * for the "
+                   "case (default images/*)")
+    p.add_argument("--masks", default="masks/*", metavar="PATTERN", help="masks, where * is the same as in the image "
+                   "(default masks/*), such as masks/*_seg.nii.gz")
+    p.add_argument("--source", default="folder", metavar="NAME", help="what to call the dataset (default folder)")
+    p.add_argument("--modality", choices=("CT", "MR"), default="", help="told by the intensities where not given")
+    p.add_argument("--mask-extent", choices=("bodies", "whole"), default="whole",
+                   help="what a mask covers of a vertebra (default whole)")
+    p.add_argument("--patient", default="", metavar="REGEX", help="its first group, in the case's name, is the "
+                   "patient; without it each case is one")
+
+    p = command("segment", segment, "segment scans", "Segment scans (NIfTI, MHA, NRRD, DICOM). A mask has its scan's "
+                "own geometry and the values 0 background, 1..5 = L1..L5; beside it lie a picture in three planes and "
+                "a record with volumes and warnings. Several scans go into a folder, which gets a summary.csv as well; "
+                "started again, only what is missing is done. Exit status 1 says that a scan failed.")
+    p.add_argument("scan", type=Path, nargs="+", metavar="SCAN",
+                   help="a scan: a file or a DICOM folder; or a folder of scans")
     p.add_argument("--model", type=Path, required=True, help="a model that table1 or train wrote")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="MASK",
-                   help="mask to write: .nii.gz, .mha or .nrrd")
-    p.add_argument("--modality", choices=("CT", "MR"), default="", help="told by the intensities where not given")
+                   help="mask to write: .nii.gz, .nii, .mha or .nrrd; or a folder, for any number of scans")
+    p.add_argument("--modality", choices=("CT", "MR"), default="", help="where not given: from the DICOM header, else "
+                   "told by the intensities")
+    p.add_argument("--verse", action="store_true", help="write L1..L5 as 20..24, VerSe's numbers")
+    p.add_argument("--series", default="", metavar="UID", help="SeriesInstanceUID, where a DICOM folder holds several")
+    p.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="scans at a time, each in a process "
+                   "(default 1)")
     return top
 
 
@@ -88,6 +118,8 @@ def training_options(p: argparse.ArgumentParser) -> None:
                    "scratch; where not given, torch.hub's download")
     p.add_argument("--seed", type=at_least(0), default=0,
                    help="for the split, the points, the first weights and the order (default 0)")
+    p.add_argument("--published-split", action="store_true", help="split as the sources do, where the manifest's "
+                   "column \"part\" says so, not 4/6, 1/6, 1/6 of the patients")
 
 
 def chosen_profile(options: argparse.Namespace):
@@ -134,7 +166,8 @@ def table1(options: argparse.Namespace) -> None:
     cases = read_manifest(folder, options.source)
     name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in cases}))
     table = run(cases, profile, options.seed, options.terms, name,
-                lambda model_name, model: save_model(options.out / f"{model_name}.pt", model))
+                lambda model_name, model: save_model(options.out / f"{model_name}.pt", model),
+                options.published_split)
     write_table(table, options.out)
     print(f"\n{table}\n\nwritten to {options.out}: table1.json, {', '.join(f'{m}.pt' for m in table.histories)}, "
           "stages.png, curves.png, per_class.png, confusion.png")
@@ -149,7 +182,7 @@ def train(options: argparse.Namespace) -> None:
     check_folder(options.output.parent)
     cases = read_manifest(options.data, options.source)
     model, history = train_one(cases, options.axis, options.labels == "points", chosen_profile(options), options.seed,
-                               options.terms)
+                               options.terms, options.published_split)
     save_model(options.output, model)
     print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
           f"written to {options.output}")
@@ -181,28 +214,48 @@ def evaluate(options: argparse.Namespace) -> None:
         write_json(options.json, result.as_dict())
 
 
-def segment(options: argparse.Namespace) -> None:
-    from pointseg import plot
-    from pointseg.files import check_folder, check_format
-    from pointseg.model import load_model
-    from pointseg.preprocess import told_modality
-    from pointseg.volume import read_volume, write_mask
+def import_dataset(options: argparse.Namespace) -> None:
+    from pointseg import importers
 
-    check_format(options.output)
-    check_folder(options.output.parent)
-    if options.output.resolve() == options.scan.resolve():
-        raise ScanError(f"{options.output}: is the scan itself, expected another name for the mask; change -o")
-    model = load_model(options.model)
-    if model.num_classes != len(CLASSES):
-        raise ScanError(f"{options.model}: knows vertebrae but not their levels, expected a model of L1..L5; "
-                        "take result.pt, reference.pt, sagittal.pt or coronal.pt")
-    volume = read_volume(options.scan, modality=options.modality)
-    labels = model.segment(model.prepare(volume), volume.image.shape)
-    picture = options.output.with_name(options.output.name.removesuffix(".gz").rpartition(".")[0] + ".png")
-    write_mask(options.output, labels, volume.geometry)
-    plot.save(plot.three_planes(volume.image, labels, volume.spacing_mm, title=volume.name), picture)
-    voxel_ml = volume.spacing_mm[0] * volume.spacing_mm[1] * volume.spacing_mm[2] / 1000
-    print(f"read as {volume.modality or told_modality(volume.image) + ', told by its intensities'}")
-    for k, name in enumerate(CLASSES[1:], start=1):
-        print(f"{name:<4}{(labels == k).sum() * voxel_ml:8.1f} ml")
-    print(f"written to {options.output} and {picture}")
+    module = importers.importer(options.name)
+    if options.name == "folder":
+        module = module.Folder.of(options)
+    elif options.labels:
+        raise ScanError(f"--labels: {options.name} has a scheme of its own; leave it out")
+    report = importers.convert(module, options.raw, options.out)
+    print(f"{report}\nwritten to {options.out}: {module.SOURCE}/ and manifest.csv")
+
+
+def segment(options: argparse.Namespace) -> None:
+    from pointseg import batch
+    from pointseg.files import WRITABLE, check_folder
+
+    settings = batch.Options(options.model, options.modality, options.series, options.verse)
+    batch.cached_model(options.model)  # a wrong one is refused before anything else
+    scans = batch.find_scans(options.scan)
+    if options.output.name.endswith(WRITABLE):
+        if len(scans) > 1:
+            raise ScanError(f"{options.output}: is one mask, but {len(scans)} scans are given; give a folder as -o")
+        check_folder(options.output.parent)
+        if options.output.resolve() == scans[0].resolve():
+            raise ScanError(f"{options.output}: is the scan itself, expected another name for the mask; change -o")
+        outcome = batch.segment_one(scans[0], options.output, settings)
+        print(f"{batch.single(outcome)}\nwritten to {options.output} and {batch.picture_of(options.output)}")
+        return
+    check_is_folder(options.output)
+    check_folder(options.output)
+    masks = batch.masks_in(options.output, scans)
+    outcomes = batch.run(scans, masks, settings, min(options.jobs, len(scans)), options.output)
+    counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "already done", "failed")}
+    print(f"{batch.table(outcomes)}\n\n{', '.join(f'{n} {status}' for status, n in counts.items())}; "
+          f"written to {options.output}, with {batch.SUMMARY}")
+    if counts["failed"]:
+        raise ScanError(f"{counts['failed']} of {len(scans)} scans failed; see {options.output / batch.SUMMARY}")
+
+
+def check_is_folder(path: Path) -> None:
+    """Refuse what looks like a mask in a format that cannot be written, mask.txt say, and files."""
+    from pointseg.files import check_format
+
+    if path.suffix and not path.is_dir() or path.is_file():
+        check_format(path)

@@ -1,6 +1,7 @@
 """Dataset folders: a manifest.csv beside NIfTI files, and the split of its cases by patient."""
 
 import csv
+import itertools
 import os
 import random
 from collections.abc import Iterable, Sequence
@@ -8,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pointseg.files import ScanError, whole_file
-from pointseg.volume import Volume, read_volume
+from pointseg.volume import BACKGROUND, UNLABELLED, Volume, read_volume
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("source", "case", "patient", "modality", "image", "mask", "mask_extent", "levels", "flaw")
+PART = "part"  # a further column, where a source publishes its split
 REQUIRED = ("source", "case", "patient", "image", "mask")
+PARTS = ("train", "validation", "test")
+CENTROIDS = "centroids"  # mask_extent of cases that know a small ball in each vertebra, and next to no background
+NAMELESS = "vertebra"  # levels of cases whose vertebrae have no known level
 SIXTHS = (4, 1, 1)  # of the patients, for training, test, validation: the order in which a tie is settled
 
 
@@ -29,15 +34,22 @@ class Case:
     mask_extent: str = ""
     levels: tuple[str, ...] = ()
     flaw: str = ""
+    part: str = ""  # of the split that the source publishes: "train", "validation", "test" or "" for none
 
     @property
     def name(self) -> str:
         return f"{self.source}/{self.case}"
 
+    @property
+    def names_levels(self) -> bool:
+        """Whether the mask tells L1 from L2.  Without that a case can serve models of two classes alone."""
+        return NAMELESS not in self.levels
+
     def read(self) -> Volume:
         """The scan and its mask, which must show a lumbar vertebra: without one there is nothing to learn or score."""
-        volume = read_volume(self.image, self.mask, name=self.name, modality=self.modality)
-        if not volume.mask.any():
+        volume = read_volume(self.image, self.mask, name=self.name, modality=self.modality,
+                             scheme="dataset" if self.names_levels else "vertebra")
+        if not ((volume.mask != BACKGROUND) & (volume.mask != UNLABELLED)).any():
             raise ScanError(f"{self.mask}: found no voxel of L1..L5, expected at least one; "
                             f"check the file, or remove {self.name} from the {MANIFEST}")
         return volume
@@ -88,17 +100,31 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
 
 def write_manifest(folder: str | Path, cases: Iterable[Case]) -> None:
     """Write manifest.csv with paths relative to the folder, atomically."""
-    folder = Path(folder)
+    folder, cases = Path(folder), list(cases)
+    columns = (*COLUMNS, PART) if any(c.part for c in cases) else COLUMNS
     with whole_file(folder / MANIFEST) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(columns)
         for c in cases:
             image, mask = (Path(os.path.relpath(path, folder)) for path in (c.image, c.mask))
             if ".." in image.parts + mask.parts:
                 raise ScanError(f"{c.name}: found {c.image} and {c.mask}, expected paths inside {folder}; "
                                 "move the files there")
-            writer.writerow((c.source, c.case, c.patient, c.modality, image.as_posix(), mask.as_posix(),
-                             c.mask_extent, " ".join(c.levels), c.flaw))
+            row = (c.source, c.case, c.patient, c.modality, image.as_posix(), mask.as_posix(), c.mask_extent,
+                   " ".join(c.levels), c.flaw, c.part)
+            writer.writerow(row[:len(columns)])
+
+
+def cases_with_levels(cases: Sequence[Case]) -> list[Case]:
+    """Leave out cases whose vertebrae have no level, saying so: they can serve models of two classes alone."""
+    named = [c for c in cases if c.names_levels]
+    if nameless := len(cases) - len(named):
+        sources = ", ".join(sorted({c.source for c in cases if not c.names_levels}))
+        if not named:
+            raise ScanError(f"{sources}: found no case that tells L1 from L2, expected some; such cases can serve "
+                            "2-class models alone: train --axis transverse, and evaluate it")
+        print(f"{nameless} of {len(cases)} cases ({sources}) do not tell L1 from L2 and are left out")
+    return named
 
 
 def split_cases(cases: Sequence[Case], seed: int = 0) -> Split:
@@ -126,6 +152,23 @@ def split_cases(cases: Sequence[Case], seed: int = 0) -> Split:
     return Split(train, validation, test)
 
 
+def published_split(cases: Sequence[Case]) -> Split:
+    """The split that the sources publish, which the manifest's column "part" holds."""
+    if without := [c.name for c in cases if not c.part]:
+        raise ScanError(f"found {len(without)} of {len(cases)} cases without a published part ({', '.join(without[:3])}"
+                        f"{', ...' if len(without) > 3 else ''}), expected one for each; take only sources that "
+                        "publish their split, or leave out --published-split")
+    parts = [tuple(sorted((c for c in cases if c.part == part), key=lambda c: c.name)) for part in PARTS]
+    if empty := [part for part, chosen in zip(PARTS, parts, strict=True) if not chosen]:
+        raise ScanError(f"found no case in the published {' and '.join(empty)} part, expected one in each; "
+                        "add the rest of the dataset, or leave out --published-split")
+    for a, b in itertools.combinations(parts, 2):
+        if both := {(c.source, c.patient) for c in a} & {(c.source, c.patient) for c in b}:
+            raise ScanError(f"found patients in two parts of the published split ({', '.join(p for _, p in both)}), "
+                            "expected each in one; correct the manifest, or leave out --published-split")
+    return Split(*parts)
+
+
 def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
     """Whole numbers that sum to `total` in proportion to the weights: the floors, then one more to each of the largest
     remainders, ties to the first.  3 by (4, 1, 1) is 2, 1/2, 1/2, so [2, 1, 0]."""
@@ -137,7 +180,7 @@ def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
-    get = {column: (row.get(column) or "").strip() for column in COLUMNS}
+    get = {column: (row.get(column) or "").strip() for column in (*COLUMNS, PART)}
     for column in REQUIRED:
         if not get[column]:
             raise ScanError(f"{manifest}, line {line}: {column} is empty, expected a value; fill it in")
@@ -152,8 +195,11 @@ def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
                         "correct it")
     if "/" in get["source"]:
         raise ScanError(f"{manifest}, line {line}: source is {get['source']}, expected a name without /; rename it")
+    if get[PART] not in (*PARTS, ""):
+        raise ScanError(f"{manifest}, line {line}: {PART} is {get[PART]}, expected {', '.join(PARTS)} or nothing; "
+                        "correct it")
     return Case(get["source"], get["case"], get["patient"], modality, manifest.parent / get["image"],
-                manifest.parent / get["mask"], get["mask_extent"], tuple(get["levels"].split()), get["flaw"])
+                manifest.parent / get["mask"], get["mask_extent"], tuple(get["levels"].split()), get["flaw"], get[PART])
 
 
 def _refuse_duplicates(manifest: Path, cases: Sequence[Case]) -> None:

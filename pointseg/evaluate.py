@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm.auto import tqdm
 
-from pointseg.datasets import Case
+from pointseg.datasets import CENTROIDS, Case, cases_with_levels
 from pointseg.kernels import confusion_matrix, resample_argmax
-from pointseg.metrics import absent_classes, per_class, weighted_dice
+from pointseg.metrics import absent_classes, centres_mm, identified, per_class, weighted_dice
 from pointseg.model import Model
 from pointseg.predict import known_truth
 from pointseg.preprocess import Prepared
@@ -24,6 +24,7 @@ class Evaluation:
     classes: tuple[str, ...]
     own: dict[str, np.ndarray] = field(default_factory=dict)  # by case name, "source/case"
     prepared: dict[str, np.ndarray] = field(default_factory=dict)
+    found_mm: dict[str, dict[int, float]] = field(default_factory=dict)  # by case and level, see metrics.identified
 
     @property
     def confusion(self) -> np.ndarray:
@@ -38,6 +39,16 @@ class Evaluation:
     def dice_wi_prepared(self) -> float:
         return weighted_dice(sum(self.prepared.values(), np.zeros((len(self.classes),) * 2, np.int64)))
 
+    @property
+    def distances_mm(self) -> np.ndarray:
+        """Of all vertebrae of all cases: how far off each was found, inf where it was not identified."""
+        return np.array([d for of_case in self.found_mm.values() for d in of_case.values()])
+
+    @property
+    def identified(self) -> float:
+        """The share of vertebrae that were identified; nan where there are none, or no levels."""
+        return float(np.isfinite(self.distances_mm).mean()) if len(self.distances_mm) else np.nan
+
     def per_source(self) -> dict[str, float]:
         """Dice_wi of each source."""
         pooled: dict[str, np.ndarray] = {}
@@ -49,6 +60,12 @@ class Evaluation:
     def __str__(self) -> str:
         """The scores as text."""
         scores = per_class(self.confusion)
+        distances = self.distances_mm
+        found = distances[np.isfinite(distances)]
+        identified = (f"{len(found)} of {len(distances)} vertebrae identified ({self.identified:.0%}), "
+                      f"{found.mean() if len(found) else np.nan:.1f} mm off on average")
+        if not self.own:
+            return f"{identified}, {len(self.found_mm)} scans with centroids alone"
         lines = [f"Dice_wi {self.dice_wi:.3f} in the scans' own geometry, {self.dice_wi_prepared:.3f} on the prepared "
                  f"grid, {len(self.own)} scans", "", f"{'':<12}{'precision':>10}{'recall':>10}{'Dice':>10}{'IoU':>10}"]
         for k, name in enumerate(self.classes):
@@ -56,6 +73,8 @@ class Evaluation:
             lines.append(f"{name:<12}" + "".join(f"{x:>10.3f}" for x in row))
         if absent := absent_classes(self.confusion):
             lines.append(f"left out of Dice_wi, since no scan shows it: {', '.join(self.classes[k] for k in absent)}")
+        if len(distances):
+            lines += ["", identified]
         lines += ["", *(f"{source:<24}{score:>8.3f}" for source, score in self.per_source().items())]
         if len(self.own) > 1:
             lines += ["", *(f"{name:<24}{weighted_dice(matrix):>8.3f}" for name, matrix in self.own.items())]
@@ -73,10 +92,13 @@ class Evaluation:
             "per_class": {name: {"precision": number(scores.precision[k]), "recall": number(scores.recall[k]),
                                  "dice": number(scores.dice[k]), "iou": number(scores.iou[k]),
                                  "voxels": int(scores.voxels[k])} for k, name in enumerate(self.classes)},
+            "identified": number(self.identified),
+            "identified_mm": {name: {self.classes[k]: number(d) for k, d in of_case.items()}
+                              for name, of_case in self.found_mm.items()},
             "absent_classes": [self.classes[k] for k in absent_classes(self.confusion)],
             "per_source": {name: number(score) for name, score in self.per_source().items()},
             "per_case": {name: number(weighted_dice(matrix)) for name, matrix in self.own.items()},
-            "confusion": self.confusion.tolist(), "cases": list(self.own)}
+            "confusion": self.confusion.tolist(), "cases": list(dict.fromkeys((*self.own, *self.found_mm)))}
 
 
 def number(x: float) -> float | None:
@@ -89,7 +111,8 @@ def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Ca
     """Compare class scores (K, z, y, x) on the prepared grid with the masks of the cases, read one at a time.
 
     scores_of: by name, what to score.  Scores are resampled to the scan's own grid, then the highest wins; for two
-    classes L1..L5 count as one.
+    classes L1..L5 count as one.  With more, it is also told how many vertebrae were identified, and of cases that know
+    centroids alone nothing else.
     """
     results: dict[str, Evaluation] = {}
     for case in tqdm(cases, "scoring", unit="scan"):
@@ -100,14 +123,23 @@ def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Ca
             k = len(scores)
             result = results.setdefault(name, Evaluation(CLASSES if k > 2 else VERTEBRA_CLASSES))
             for matrices, truth in ((result.own, volume.mask), (result.prepared, scan.mask)):
-                truth = known_truth(truth, k)
-                matrices[case.name] = confusion_matrix(truth, resample_argmax(scores, truth.shape), k)
+                labels = resample_argmax(scores, truth.shape)
+                if case.mask_extent != CENTROIDS:
+                    matrices[case.name] = confusion_matrix(known_truth(truth, k), labels, k)
+                if k > 2 and matrices is result.own:
+                    centres = [centres_mm(x, volume.spacing_mm) for x in (truth, labels)]
+                    result.found_mm[case.name] = identified(*centres)
     return results
 
 
 def evaluate_model(model: Model, cases: Iterable[Case]) -> Evaluation:
-    """Score a model on cases."""
-    return evaluate({"model": model.probabilities}, model.prepare, cases)["model"]
+    """Score a model on cases: one of L1..L5 on those whose vertebrae have levels."""
+    cases = list(cases)
+    usable = [c for c in cases if c.mask_extent != CENTROIDS] if model.num_classes == 2 else cases_with_levels(cases)
+    if not usable:
+        raise ScanError("found centroids alone, which tell levels but no extent, expected masks to score a model of "
+                        "two classes by; take another source, or a model of L1..L5")
+    return evaluate({"model": model.probabilities}, model.prepare, usable)["model"]
 
 
 def cases_of_split(cases: Iterable[Case], model: Model, part: str) -> list[Case]:

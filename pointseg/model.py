@@ -27,6 +27,7 @@ class Model:
     profile: str
     seed: int
     split: dict[str, list[str]]  # "train", "validation", "test" -> case names
+    modalities: tuple[str, ...] = ()  # of its training scans, "CT" or "MR"; () where that is not known
 
     @property
     def num_classes(self) -> int:
@@ -53,6 +54,7 @@ def save_model(path: str | Path, model: Model) -> None:
     """Write a model; the file appears whole or not at all."""
     content = {"format": FORMAT, "architecture": model.network.config, "axis": model.axis, "grid_mm": model.grid_mm,
                "input_px": model.input_px, "profile": model.profile, "seed": model.seed, "split": model.split,
+               "modalities": list(model.modalities),
                "weights": {k: v.cpu().contiguous() for k, v in model.network.state_dict().items()}}
     with whole_file(path) as part:
         try:
@@ -77,7 +79,8 @@ def load_model(path: str | Path) -> Model:
         network = FCN8VGG16(**content["architecture"])
         network.load_state_dict(content["weights"])
         model = Model(network.to(device(), memory_format=torch.channels_last).eval(), content["axis"],
-                      content["grid_mm"], content["input_px"], content["profile"], content["seed"], content["split"])
+                      content["grid_mm"], content["input_px"], content["profile"], content["seed"], content["split"],
+                      tuple(content.get("modalities", ())))
     except ScanError:
         raise
     except Exception as error:  # whatever a damaged or foreign file makes of the reader

@@ -17,14 +17,15 @@ def sample_points(mask: np.ndarray, rng: np.random.Generator, per_instance: int 
                   background: int = BACKGROUND_POINTS) -> np.ndarray:
     """Random points on every sagittal slice: per_instance in each connected component of a class, and background.
 
-    mask (z, y, x) uint8 0..5 -> labels (z, y, x) uint8, UNLABELLED but for the points.  The same points, seen along the
-    other axes, label the transverse and coronal slices.  A component smaller than its points is labelled whole.
+    mask (z, y, x) uint8 0..5 or UNLABELLED -> labels (z, y, x) uint8, UNLABELLED but for the points.  The same points,
+    seen along the other axes, label the transverse and coronal slices.  A component smaller than its points is labelled
+    whole.
     """
     labels = np.full(mask.shape, UNLABELLED, np.uint8)
     for x in range(mask.shape[SAGITTAL]):
         plane = mask[:, :, x]
         _draw(labels[:, :, x], plane == BACKGROUND, BACKGROUND, background, rng)
-        for k in np.unique(plane[plane != BACKGROUND]):
+        for k in np.unique(plane[(plane != BACKGROUND) & (plane != UNLABELLED)]):
             components, count = ndimage.label(plane == k)
             for c in range(1, count + 1):
                 _draw(labels[:, :, x], components == c, k, per_instance, rng)

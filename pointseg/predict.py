@@ -15,7 +15,7 @@ from pointseg.metrics import weighted_dice
 from pointseg.network import for_inference
 from pointseg.preprocess import Prepared
 from pointseg.slices import AXES, cut_crops, input_size, tile_corners
-from pointseg.volume import BACKGROUND
+from pointseg.volume import BACKGROUND, UNLABELLED
 
 BATCH_PX = 8 * 192 * 192  # pixels that the network sees at once: what a laptop has room for
 
@@ -87,8 +87,8 @@ def _probability_planes(network: nn.Module, scan: Prepared, axis: str, input_px:
 
 
 def known_truth(mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """A mask 0..5 in the classes that a model has: for two of them L1..L5 become one."""
-    return mask if num_classes > 2 else (mask != BACKGROUND).astype(np.uint8)
+    """A mask 0..5 or UNLABELLED in the classes that a model has: for two of them L1..L5 become one."""
+    return mask if num_classes > 2 else np.where(mask == UNLABELLED, mask, mask != BACKGROUND).astype(np.uint8)
 
 
 def validation_score(network: nn.Module, scans: Sequence[Prepared], axis: str, input_px: int) -> float:

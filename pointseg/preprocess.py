@@ -15,6 +15,7 @@ from pointseg.volume import Volume
 CT_WINDOW_HU = (-200.0, 1000.0)  # fat to cortical bone; fixed, so that metal cannot compress the contrast of bone
 MR_PERCENTILES = (0.5, 99.5)  # MR has no unit, and a few very bright voxels
 CLAHE_BINS, CLAHE_KERNEL_MM, CLAHE_CLIP = 256, 50.0, 0.009
+CHUNK_VOXELS = 1 << 22  # resampled at once: 16 MB of float32
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,10 @@ class Prepared:
     """A scan as the network sees it."""
 
     image: np.ndarray  # (z, y, x) uint8, 0..255 for intensities 0..1
-    mask: np.ndarray | None  # (z, y, x) uint8, 0..5
+    mask: np.ndarray | None  # (z, y, x) uint8, 0..5 or UNLABELLED
     spacing_mm: tuple[float, float, float]  # (z, y, x), as near to the grid as a whole number of voxels allows
     name: str
+    modality: str = ""  # "CT" or "MR", told by the intensities where the scan does not say
 
 
 def prepare(volume: Volume, grid_mm: float) -> Prepared:
@@ -34,18 +36,37 @@ def prepare(volume: Volume, grid_mm: float) -> Prepared:
     """
     shape = tuple(max(2, round(n * s / grid_mm)) for n, s in zip(volume.image.shape, volume.spacing_mm, strict=True))
     spacing_mm = tuple(n * s / m for n, s, m in zip(volume.image.shape, volume.spacing_mm, shape, strict=True))
-    image = equalise(rescale(resample_linear(volume.image, shape), volume.modality), spacing_mm)
+    image = resample_linear(volume.image, shape)
+    modality = volume.modality or told_modality(image)
+    image = equalise(rescale(image, modality), spacing_mm)
     mask = None if volume.mask is None else resample_nearest(volume.mask, shape)
-    return Prepared(image, mask, spacing_mm, volume.name)
+    return Prepared(image, mask, spacing_mm, volume.name, modality)
 
 
 def resample_linear(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """(z, y, x) -> (*shape) float32 over the same field of view; a coarser grid averages what it covers (antialias)."""
-    x = torch.from_numpy(np.ascontiguousarray(image, np.float32))
-    x = F.interpolate(x[:, None], shape[1:], mode="bilinear", antialias=True)[:, 0]  # rows and columns of each slice
-    x = x.permute(1, 0, 2)  # (y, z, x): then along z, which one 3-D call would not smooth
-    x = F.interpolate(x[:, None], (shape[0], shape[2]), mode="bilinear", antialias=True)[:, 0]
-    return x.permute(1, 0, 2).contiguous().numpy()
+    """(z, y, x) -> (*shape) float32 over the same field of view; a coarser grid averages what it covers (antialias).
+
+    A few slices at a time, so that a large int16 scan never stands in memory as float32.
+    """
+    rows = np.empty((len(image), *shape[1:]), np.float32)  # rows and columns of each slice first
+    for part in _chunks(image.shape):
+        rows[part] = _resize(np.ascontiguousarray(image[part], np.float32), shape[1:])
+    out = np.empty(shape, np.float32)
+    for part in _chunks((shape[1], len(image), shape[2])):  # then along z, which one 3-D call would not smooth
+        turned = np.ascontiguousarray(rows[:, part].transpose(1, 0, 2))  # (y, z, x)
+        out[:, part] = _resize(turned, (shape[0], shape[2])).transpose(1, 0, 2)
+    return out
+
+
+def _resize(planes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(n, H, W) float32 -> (n, *shape)."""
+    return F.interpolate(torch.from_numpy(planes)[:, None], shape, mode="bilinear", antialias=True)[:, 0].numpy()
+
+
+def _chunks(shape: tuple[int, int, int]) -> list[slice]:
+    """The first axis in parts of about CHUNK_VOXELS."""
+    count = max(1, CHUNK_VOXELS // (shape[1] * shape[2]))
+    return [slice(i, i + count) for i in range(0, shape[0], count)]
 
 
 def resample_nearest(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -55,8 +76,11 @@ def resample_nearest(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndar
 
 
 def rescale(image: np.ndarray, modality: str) -> np.ndarray:
-    """Intensities to [0, 1]: a fixed window for CT, percentiles for MR.  An unknown modality is told by its air."""
-    ct = (modality or told_modality(image)) == "CT"
+    """Intensities to [0, 1]: a fixed window for CT, percentiles for MR.  An unknown modality is told by its air.
+
+    A CT without a negative value is not in HU, where fat and air are below 0: it is treated like MR.
+    """
+    ct = (modality or told_modality(image)) == "CT" and image.min() < 0
     low, high = map(float, CT_WINDOW_HU if ct else np.percentile(image, MR_PERCENTILES))  # NumPy's would widen float32
     out = image - low
     out /= max(high - low, 1e-6)
@@ -65,7 +89,7 @@ def rescale(image: np.ndarray, modality: str) -> np.ndarray:
 
 def told_modality(image: np.ndarray) -> str:
     """ "CT" or "MR", told by the air that a CT shows below -300 HU."""
-    return "CT" if np.percentile(image, 2) < -300 else "MR"
+    return "CT" if np.count_nonzero(image < -300) > 0.02 * image.size else "MR"
 
 
 def equalise(image: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:

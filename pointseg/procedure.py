@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pointseg.datasets import Case, Split, split_cases
+from pointseg.datasets import Case, Split, cases_with_levels, published_split, split_cases
 from pointseg.evaluate import evaluate, one_hot
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
@@ -51,13 +51,19 @@ class Scans:
     test: list[Prepared]
 
 
-def split_without_flaws(cases: Sequence[Case], seed: int) -> Split:
-    """Leave out cases with a known flaw, saying so, and split the others by patient."""
+def split_without_flaws(cases: Sequence[Case], seed: int, published: bool = False, two_classes: bool = False) -> Split:
+    """Leave out cases with a known flaw, saying so, and split the others by patient, or as their sources publish it.
+
+    Cases whose vertebrae have no level are left out too, except where two classes are asked for.
+    """
     flawed = [c for c in cases if c.flaw]
     if flawed:
         print(f"{len(flawed)} of {len(cases)} cases have a known flaw and are left out: "
               + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
-    return split_cases([c for c in cases if not c.flaw], seed)
+    usable = [c for c in cases if not c.flaw]
+    if not two_classes:
+        usable = cases_with_levels(usable)
+    return published_split(usable) if published else split_cases(usable, seed)
 
 
 def names_of(split: Split) -> dict[str, list[str]]:
@@ -133,7 +139,9 @@ def _train(dataset: SliceDataset, validation: Sequence[Prepared], axis: str, pro
     network = profile.network(dataset.num_classes, seed).to(device())
     history = fit(network, dataset, terms, schedule,
                   lambda n: validation_score(n, validation, axis, profile.input_px), seed, name, class_weights)
-    return Model(network.eval(), axis, profile.grid_mm, profile.input_px, profile.name, seed, split), history
+    modalities = tuple(sorted({scan.modality for scan in dataset.scans} - {""}))
+    return Model(network.eval(), axis, profile.grid_mm, profile.input_px, profile.name, seed, split,
+                 modalities), history
 
 
 def terms_named(letters: str, profile: Profile) -> list[tuple[float, Term]]:
@@ -166,15 +174,16 @@ def fuse_all(weak: dict[str, Model], scans: Sequence[Prepared], smoothing: tuple
 
 
 def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | None = None, data: str = "",
-        on_model: Callable[[str, Model], None] = lambda name, model: None) -> Table:
+        on_model: Callable[[str, Model], None] = lambda name, model: None, published: bool = False) -> Table:
     """The whole procedure on the cases of a dataset folder.
 
     terms: letters, where not given the profile's.  on_model is handed each model as soon as it is trained, to save it.
+    published: split as the sources do, not by the seed.
     """
     start = time.monotonic()
     terms = profile.terms if terms is None else terms
     weak_terms = terms_named(terms, profile)
-    split = split_without_flaws(cases, seed)
+    split = split_without_flaws(cases, seed, published)
     names = names_of(split)
     print(", ".join(f"{len(part)} {name}" for name, part in names.items()) + " scans")
     scans = prepare_split(split, profile)
@@ -212,10 +221,10 @@ def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | Non
 
 
 def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Profile, seed: int,
-              terms: str | None = None) -> tuple[Model, History]:
+              terms: str | None = None, published: bool = False) -> tuple[Model, History]:
     """One model along one axis, from points or from masks, on the split that `run` would use."""
     weak_terms = terms_named(profile.terms if terms is None else terms, profile)
-    split = split_without_flaws(cases, seed)
+    split = split_without_flaws(cases, seed, published, two_classes=axis == "transverse")
     scans = prepare_split(split, profile)
     if from_points:
         return train_weak(draw_points(scans.train, seed), scans.validation, axis, profile, seed, weak_terms,

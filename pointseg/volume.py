@@ -7,23 +7,28 @@ This is the only module that meets SimpleITK's (x, y, z) order.
 """
 
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from pointseg.files import ScanError, modality_of, read_image, write_image
+from pointseg.files import ScanError, write_image
+from pointseg.reading import read_image
 
 BACKGROUND = 0
 UNLABELLED = 255  # ignored by the losses
 CLASSES = ("background", "L1", "L2", "L3", "L4", "L5")
 VERSE_L1 = 20  # VerSe: 1..7 = C1..C7, 8..19 = T1..T12, 20..25 = L1..L6, 26 sacrum, 27 coccyx, 28 = T13
 VERSE_TO_CLASS = {v: v - VERSE_L1 + 1 if VERSE_L1 <= v < VERSE_L1 + 5 else BACKGROUND for v in range(29)}
-SCHEMES = {"verse": VERSE_TO_CLASS, "classes": {c: c for c in range(len(CLASSES))}}  # mask value -> class
+VERTEBRA = 99  # in the masks of dataset folders beside VerSe's numbers: a vertebra of unknown level
+SCHEMES = {"verse": VERSE_TO_CLASS, "classes": {c: c for c in range(len(CLASSES))},  # mask value -> class
+           "dataset": VERSE_TO_CLASS | {UNLABELLED: UNLABELLED}, "vertebra": {BACKGROUND: BACKGROUND, VERTEBRA: 1}}
 
 GRID_TOLERANCE_VOXELS = 0.1  # headers hold rounded numbers; below half a voxel the nearest neighbour is the same
 OUTSIDE_MAX = 0.01  # share of a mask's labelled voxels that may lie outside its scan
+PADDING_MAX, PADDING_SHARE = -1500, 0.9  # air is -1000 HU: lower values, nearly all of them one, mark what has no scan
 
 
 @dataclass(frozen=True)
@@ -93,35 +98,42 @@ class Geometry:
 class Volume:
     """A scan on the canonical axes, with its mask where there is one."""
 
-    image: np.ndarray  # (z, y, x) float32, finite
-    mask: np.ndarray | None  # (z, y, x) uint8, 0..5
+    image: np.ndarray  # (z, y, x) int16 or float32, finite
+    mask: np.ndarray | None  # (z, y, x) uint8, 0..5 or UNLABELLED
     spacing_mm: tuple[float, float, float]  # (z, y, x)
     name: str
     modality: str  # "CT", "MR" or "" for unknown
     geometry: Geometry  # the stored grid, where predictions go back to
+    notes: tuple[str, ...] = ()  # what was done to the scan when it was read, or assumed
 
 
 def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, name: str | None = None,
-                modality: str = "", scheme: str = "verse") -> Volume:
-    """Read a scan (NIfTI, MHA/MHD, NRRD, or a folder with one DICOM series) and its mask onto the canonical axes.
+                modality: str = "", scheme: str = "verse", series: str = "") -> Volume:
+    """Read a scan (NIfTI, MHA/MHD, NRRD, multi-frame DICOM, or a DICOM folder) and its mask onto the canonical axes.
 
-    scheme: what the mask's values mean, "verse" (0..28, L1..L5 = 20..24) or "classes" (0..5).  It is not guessed,
-    because a VerSe mask of the neck holds 1..5 too.  A mask on another grid is resampled (nearest neighbour) by
-    physical position, provided that it lies within the scan.
+    scheme: what the mask's values mean, "verse" (0..28, L1..L5 = 20..24) or "classes" (0..5); those of dataset folders
+    are "dataset" (VerSe's and 255, unlabelled) and "vertebra" (0 and 99, a vertebra of unknown level, which becomes 1).
+    It is not guessed, because a VerSe mask of the neck holds 1..5 too.  A mask on another grid is resampled (nearest
+    neighbour) by physical position, provided that it lies within the scan.  series: see `reading.read_image`.
     """
     image_path = Path(image_path)
-    stored = read_image(image_path)
-    geometry = Geometry.of(stored)
+    stored = read_image(image_path, series)
+    geometry = Geometry.of(stored.image)
     mask = None
     if mask_path is not None:
         mask_path = Path(mask_path)
-        stored_mask = _on_grid_of(stored, read_image(mask_path), mask_path, image_path)
-        mask = _to_classes(_to_canonical(stored_mask, geometry), scheme, mask_path)
-    image = _finite(_to_canonical(stored, geometry).astype(np.float32), image_path)
+        stored_mask = on_grid_of(stored.image, read_image(mask_path).image, mask_path, image_path)
+        mask = _to_classes(to_canonical(stored_mask, geometry), scheme, mask_path)
+    image, notes = _numbers(to_canonical(stored.image, geometry), image_path)
     if name is None:
-        name = image_path.name.removesuffix(".gz")
-        name = Path(name).stem if image_path.is_file() else name
-    return Volume(image, mask, geometry.spacing_mm, name, modality or modality_of(stored), geometry)
+        name = stem(image_path) if image_path.is_file() else image_path.resolve().name
+    return Volume(image, mask, geometry.spacing_mm, name, modality or stored.modality, geometry,
+                  (*stored.notes, *notes))
+
+
+def stem(path: Path) -> str:
+    """A file's name without its ending, .nii.gz being one."""
+    return Path(path.name.removesuffix(".gz")).stem
 
 
 def to_own_geometry(labels: np.ndarray, geometry: Geometry) -> sitk.Image:
@@ -148,30 +160,46 @@ def write_mask(path: str | Path, labels: np.ndarray, geometry: Geometry, *, vers
 def write_volume(image_path: str | Path, volume: Volume, mask_path: str | Path | None = None) -> None:
     """Write a case of a dataset folder: the scan in its own geometry and, where both are given, its mask (VerSe)."""
     image = volume.image
-    if np.abs(image).max() < 2**15 and np.array_equal(image, np.rint(image)):  # whole numbers, as scanners give them
+    if image.min() >= -(2**15) and image.max() < 2**15 and np.array_equal(image, np.rint(image)):  # as scanners do
         image = image.astype(np.int16)
     write_image(Path(image_path), to_own_geometry(image, volume.geometry))
     if mask_path is not None and volume.mask is not None:
         write_mask(mask_path, volume.mask, volume.geometry, verse=True)
 
 
-def _to_canonical(stored: sitk.Image, geometry: Geometry) -> np.ndarray:
+def to_canonical(stored: sitk.Image, geometry: Geometry) -> np.ndarray:
+    """The voxels (z, y, x) of an image on its geometry's canonical axes: a view, without a copy."""
     order, flips = geometry.axes
-    return np.ascontiguousarray(np.flip(sitk.GetArrayViewFromImage(stored).transpose(order), flips))
+    return np.flip(sitk.GetArrayViewFromImage(stored).transpose(order), flips)
 
 
-def _finite(image: np.ndarray, path: Path) -> np.ndarray:
-    """NaN and -inf become the smallest finite value, +inf the largest: they mark what lies outside the scanned body."""
-    finite = np.isfinite(image)
-    if finite.all():
-        return image
-    if not finite.any():
-        raise ScanError(f"{path}: found no finite voxel value, expected intensities; export the scan again")
-    low, high = image[finite].min(), image[finite].max()
-    return np.nan_to_num(image, nan=low, neginf=low, posinf=high)
+def _numbers(values: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Intensities as int16, if these are what they are, else float32; finite, without padding; and what was done.
+
+    NaN and -inf become the smallest finite value, +inf the largest, padding the smallest value above it: all of them
+    mark what lies outside the scanned body.
+    """
+    low, high, limits = values.min(), values.max(), np.iinfo(np.int16)  # of floats with NaN they are NaN
+    whole = np.issubdtype(values.dtype, np.integer) and limits.min <= low and high <= limits.max
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is then dealt with as such
+        image = np.array(values, np.int16 if whole else np.float32, order="C")  # a copy: `values` belongs to SimpleITK
+    notes = []
+    if not whole and not (finite := np.isfinite(image)).all():
+        if not finite.any():
+            raise ScanError(f"{path}: found no finite voxel value, expected intensities; export the scan again")
+        low, high = image[finite].min(), image[finite].max()
+        notes.append(f"replaced {np.count_nonzero(~finite)} voxels that are not finite")
+        np.nan_to_num(image, copy=False, nan=low, neginf=low, posinf=high)
+    if low <= PADDING_MAX:
+        padding = image <= PADDING_MAX
+        count = np.count_nonzero(padding)
+        if count < padding.size and np.count_nonzero(image == low) >= PADDING_SHARE * count:
+            image[padding] = image[~padding].min()
+            notes.append(f"replaced padding of {low:g} in {count / padding.size:.1%} of the voxels")
+    return image, notes
 
 
-def _on_grid_of(image: sitk.Image, mask: sitk.Image, mask_path: Path, image_path: Path) -> sitk.Image:
+def on_grid_of(image: sitk.Image, mask: sitk.Image, mask_path: Path, image_path: Path) -> sitk.Image:
     """The mask on the image's grid: as it is where the grids agree, else nearest neighbours by physical position."""
     own, target = Geometry.of(mask), Geometry.of(image)
     corners = np.array(list(itertools.product(*((0, n - 1) for n in target.size))))
@@ -191,7 +219,24 @@ def _to_classes(values: np.ndarray, scheme: str, path: Path) -> np.ndarray:
     known = SCHEMES[scheme]
     unknown = [v for v in np.unique(values).tolist() if v not in known]
     if unknown:
-        shown = ", ".join(f"{v:g}" for v in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-        raise ScanError(f"{path}: found mask values {shown}, expected whole numbers {min(known)}..{max(known)} "
+        raise ScanError(f"{path}: found mask values {shown_values(unknown)}, expected whole numbers {span_of(known)} "
                         f"(scheme \"{scheme}\"); check that it is a mask, or import its dataset")
-    return np.array([known[v] for v in range(len(known))], np.uint8)[values.astype(np.uint8)]
+    table = np.zeros(256, np.uint8)
+    table[list(known)] = list(known.values())
+    return table[values.astype(np.uint8)]
+
+
+def shown_values(values: Sequence[float]) -> str:
+    """Some of them, for a message."""
+    return ", ".join(f"{v:g}" for v in values[:8]) + (", ..." if len(values) > 8 else "")
+
+
+def span_of(known: Iterable[int]) -> str:
+    """ "0..28, 255" of these whole numbers."""
+    runs: list[list[int]] = []
+    for v in sorted(known):
+        if runs and runs[-1][-1] == v - 1:
+            runs[-1].append(v)
+        else:
+            runs.append([v])
+    return ", ".join(f"{r[0]}..{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)

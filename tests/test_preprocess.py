@@ -117,9 +117,39 @@ def test_an_unknown_modality_is_told_by_its_air():
     rng = np.random.default_rng(0)
     ct = rng.uniform(-100, 800, (6, 10, 10))
     ct[:, :2] = -1000
-    mr = rng.uniform(0, 800, (6, 10, 10))
+    mr = rng.uniform(-10, 800, (6, 10, 10))
     assert (rescale(ct, "") == rescale(ct, "CT")).all() and (rescale(ct, "") != rescale(ct, "MR")).any()
     assert (rescale(mr, "") == rescale(mr, "MR")).all() and (rescale(mr, "") != rescale(mr, "CT")).any()
+
+
+def test_a_ct_that_is_not_in_hu_is_treated_like_mr():
+    """Stored without its offset, or stretched to 8 bits: no value is negative, and the window would show next to
+    nothing."""
+    image = np.random.default_rng(0).uniform(0, 255, (6, 10, 10))
+    assert (rescale(image, "CT") == rescale(image, "MR")).all() and rescale(image, "CT").max() == 1
+
+
+def test_metal_does_not_compress_the_contrast_of_bone():
+    """3,000 HU and more: scaled from lowest to highest, as the thesis's code does, bone would become half as bright."""
+    image = np.random.default_rng(0).uniform(-1000, 900, (20, 30, 20)).astype(np.float32)
+    plain = prepare(ct_of(image), 1.0).image
+    image[5:8, 5:8, 5] = 30000
+    screwed = prepare(ct_of(image), 1.0).image
+    assert (screwed[:, :, 6:] == plain[:, :, 6:]).all()
+    assert np.abs(screwed[:, :, 5].astype(int) - plain[:, :, 5])[10:].max() <= 12  # CLAHE's histogram has a few more
+
+
+def ct_of(image: np.ndarray) -> Volume:
+    return Volume(image, None, (1.0, 1.0, 1.0), "", "CT", Geometry.canonical(image.shape, (1.0, 1.0, 1.0)))
+
+
+def test_resampling_in_parts_equals_resampling_at_once(monkeypatch):
+    image = np.random.default_rng(0).integers(-1000, 1000, (23, 18, 27)).astype(np.int16)
+    for shape in ((11, 20, 9), (40, 9, 27)):
+        whole = resample_linear(image, shape)
+        monkeypatch.setattr("pointseg.preprocess.CHUNK_VOXELS", 18 * 27 * 2)
+        assert (resample_linear(image, shape) == whole).all()
+        monkeypatch.undo()
 
 
 def test_a_constant_scan_does_not_divide_by_zero():

@@ -1,0 +1,262 @@
+"""Segment scans, one or many: each on its own, whatever becomes of the others.
+
+Beside each mask lie a picture and a record (JSON) of how it was made.  The record is written last, so a scan whose
+record fits is done, and a second start does what is missing.
+"""
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import queue
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from pointseg import plausible, plot
+from pointseg.dicom import holds_dicom
+from pointseg.files import WRITABLE, ScanError, check_format, first_line, whole_file
+from pointseg.model import Model, load_model
+from pointseg.volume import CLASSES, read_volume, stem, write_mask
+
+SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
+SUMMARY = "summary.csv"
+VERTEBRAE = CLASSES[1:]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is the same for all scans of a run."""
+
+    model: Path
+    modality: str = ""
+    series: str = ""
+    verse: bool = False  # write 20..24 for L1..L5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a scan."""
+
+    scan: Path
+    mask: Path
+    status: str  # "done", "already done" or "failed"
+    message: str = ""  # why it failed
+    modality: str = ""
+    volumes_ml: dict[str, float] | None = None
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def find_scans(paths: Sequence[Path]) -> list[Path]:
+    """Each path that is a scan (a file, a DICOM folder, or missing: to be reported), and the scans below the others.
+
+    Of a folder without DICOM files every file with a scan's ending is one, and of its folders the same.
+    """
+    scans: list[Path] = []
+    for path in paths:
+        found = list(_below(path)) if path.is_dir() else [path]
+        if not found:
+            raise ScanError(f"{path}: found no scan in this folder, expected DICOM files or {', '.join(SCANS)}; "
+                            "check the path")
+        scans += found
+    return list(dict.fromkeys(scans))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    if holds_dicom(folder):
+        yield folder
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _below(path)
+        elif path.name.lower().endswith(SCANS):
+            yield path
+
+
+def masks_in(folder: Path, scans: Sequence[Path]) -> list[Path]:
+    """A name for the mask of each scan: the scan's, with its folders where two scans would share one."""
+    names = [Path(stem(s) if not s.is_dir() else s.resolve().name) for s in scans]
+    if len(set(names)) < len(names):
+        absolute = [s.resolve() for s in scans]
+        root = Path(os.path.commonpath([s.parent for s in absolute]))
+        names = [s.relative_to(root).parent / name for s, name in zip(absolute, names, strict=True)]
+    if twice := sorted({str(n) for n in names if names.count(n) > 1}):
+        raise ScanError(f"found several scans named {', '.join(twice)} in one folder, expected a name each, since "
+                        "their masks would overwrite each other; rename them, or segment them into different folders")
+    return [folder / f"{name}.nii.gz" for name in names]
+
+
+def segment_one(scan: Path, mask: Path, options: Options) -> Outcome:
+    """Segment a scan into a mask, its picture and its record.  Errors are ScanError."""
+    check_format(mask)
+    model = cached_model(options.model)
+    volume = read_volume(scan, modality=options.modality, series=options.series)
+    prepared = model.prepare(volume)
+    labels = model.segment(prepared, volume.image.shape)
+    warnings = plausible.warnings(labels, volume.spacing_mm)
+    if model.modalities and prepared.modality not in model.modalities:
+        told = "" if volume.modality else ", as its intensities tell"
+        warnings.insert(0, f"the scan is {prepared.modality}{told}, but the model learned from "
+                           f"{' and '.join(model.modalities)}")
+    volumes = plausible.volumes_ml(labels, volume.spacing_mm)
+    write_mask(mask, labels, volume.geometry, verse=options.verse)
+    plot.save(plot.three_planes(volume.image, labels, volume.spacing_mm, title=volume.name), picture_of(mask))
+    outcome = Outcome(scan, mask, "done", "", prepared.modality, volumes, tuple(warnings), volume.notes)
+    record = {"scan": str(scan), "mask": mask.name, "geometry": str(volume.geometry), "modality": prepared.modality,
+              "volumes_ml": volumes, "warnings": warnings, "notes": list(volume.notes),
+              "made_from": _fingerprint(scan, options)}
+    with whole_file(_record(mask)) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return outcome
+
+
+def segment_many(scans: Sequence[Path], masks: Sequence[Path], options: Options, jobs: int = 1) -> Iterator[Outcome]:
+    """Segment scans as `segment_one` does, `jobs` at a time in processes of their own, in the order they finish.
+
+    A scan that fails, and be it that it takes its process with it, does not keep the others from being done.
+    """
+    pairs = list(zip(scans, masks, strict=True))
+    if jobs == 1:
+        yield from (_attempt(scan, mask, options) for scan, mask in pairs)
+        return
+    workers: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
+    for _ in range(jobs):
+        workers.put(_worker(jobs))
+
+    def attempt(scan: Path, mask: Path) -> Outcome:
+        worker = workers.get()
+        try:
+            return worker.submit(_attempt, scan, mask, options).result()
+        except BrokenProcessPool:
+            worker.shutdown()
+            worker = _worker(jobs)
+            return Outcome(scan, mask, "failed", f"{scan}: its process was killed, most likely for lack of memory; "
+                                                 "try it alone, or with fewer --jobs")
+        finally:
+            workers.put(worker)
+
+    with ThreadPoolExecutor(jobs) as threads:
+        waiting = [threads.submit(attempt, scan, mask) for scan, mask in pairs]
+        try:
+            for future in as_completed(waiting):
+                yield future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+    while not workers.empty():
+        workers.get().shutdown()
+
+
+def _worker(jobs: int) -> ProcessPoolExecutor:
+    """One process.  A pool of several would be lost as a whole with the first that is killed."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _share_cores, (jobs,))
+
+
+def _share_cores(jobs: int) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+
+
+def _attempt(scan: Path, mask: Path, options: Options) -> Outcome:
+    try:
+        return _finished(scan, mask, options) or segment_one(scan, mask, options)
+    except ScanError as error:
+        return Outcome(scan, mask, "failed", str(error))
+    except MemoryError:
+        return Outcome(scan, mask, "failed", f"{scan}: does not fit into memory; crop it, or use a larger machine")
+    except Exception as error:  # a fault of ours, or torch's word for no memory: the other scans can do without it
+        return Outcome(scan, mask, "failed", f"{scan}: {type(error).__name__}: {first_line(error)}; "
+                                             "run it alone for the whole report")
+
+
+def _finished(scan: Path, mask: Path, options: Options) -> Outcome | None:
+    """The outcome that an earlier run has recorded, where scan, model and options are still the same."""
+    try:
+        record = json.loads(_record(mask).read_text(encoding="utf-8"))
+        if mask.is_file() and record["made_from"] == _fingerprint(scan, options):
+            return Outcome(scan, mask, "already done", "", record["modality"], record["volumes_ml"],
+                           tuple(record["warnings"]), tuple(record["notes"]))
+    except (OSError, ValueError, LookupError, TypeError):  # no record, or not one of ours
+        pass
+    return None
+
+
+def picture_of(mask: Path) -> Path:
+    return _beside(mask, ".png")
+
+
+def _record(mask: Path) -> Path:
+    return _beside(mask, ".json")
+
+
+def _beside(mask: Path, ending: str) -> Path:
+    return mask.with_name(next(mask.name.removesuffix(e) for e in WRITABLE if mask.name.endswith(e)) + ending)
+
+
+def _fingerprint(scan: Path, options: Options) -> dict:
+    files = sorted(p for p in scan.iterdir() if p.is_file()) if scan.is_dir() else [scan]
+    listed = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return {"scan": hashlib.sha256(repr(listed).encode()).hexdigest(), "model": _digest(options.model),
+            "options": [options.modality, options.series, options.verse]}
+
+
+@lru_cache(maxsize=1)
+def _digest(model: Path) -> str:
+    return hashlib.sha256(model.read_bytes()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def cached_model(path: Path) -> Model:
+    """A model of L1..L5, read once a process."""
+    model = load_model(path)
+    if model.num_classes != len(CLASSES):
+        raise ScanError(f"{path}: knows vertebrae but not their levels, expected a model of L1..L5; "
+                        "take result.pt, reference.pt, sagittal.pt or coronal.pt")
+    return model
+
+
+def run(scans: Sequence[Path], masks: Sequence[Path], options: Options, jobs: int, folder: Path) -> list[Outcome]:
+    """Segment scans with a progress bar, and write what became of them to folder/summary.csv.   -> in their order."""
+    found: dict[Path, Outcome] = {}
+    with tqdm(total=len(scans), desc="segmenting", unit="scan") as bar:
+        for outcome in segment_many(scans, masks, options, jobs):
+            found[outcome.scan] = outcome
+            if outcome.status == "failed":
+                bar.write(f"failed: {outcome.message}")
+            bar.update()
+    outcomes = [found[scan] for scan in scans]
+    with whole_file(folder / SUMMARY) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("scan", "mask", "status", "modality", *(f"{v}_ml" for v in VERTEBRAE), "warnings", "notes",
+                         "message"))
+        for o in outcomes:
+            volumes = [f"{o.volumes_ml[v]:.2f}" for v in VERTEBRAE] if o.volumes_ml else [""] * len(VERTEBRAE)
+            writer.writerow((o.scan, o.mask, o.status, o.modality, *volumes, "; ".join(o.warnings), "; ".join(o.notes),
+                             o.message))
+    return outcomes
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """One line a scan: its volumes in ml, or that it failed."""
+    width = max(len(str(o.scan)) for o in outcomes) + 2
+    lines = [f"{'ml':<{width}}" + "".join(f"{v:>8}" for v in VERTEBRAE)]
+    for o in outcomes:
+        volumes = "".join(f"{o.volumes_ml[v]:8.1f}" for v in VERTEBRAE) if o.volumes_ml else "  failed"
+        lines.append(f"{str(o.scan):<{width}}{volumes}" + "".join(f"\n    warning: {w}" for w in o.warnings))
+    return "\n".join(lines)
+
+
+def single(outcome: Outcome) -> str:
+    """What there is to say of one scan."""
+    lines = [f"read as {outcome.modality}" if outcome.modality else "", *(f"note: {n}" for n in outcome.notes)]
+    lines += [f"{name:<4}{ml:8.1f} ml" for name, ml in (outcome.volumes_ml or {}).items()]
+    return "\n".join([*filter(None, lines), *(f"warning: {w}" for w in outcome.warnings)])

@@ -1,0 +1,60 @@
+"""CTSpine1K: CT from four other public sets (Deng et al. 2021).   NAME.nii.gz and NAME_seg.nii.gz, data_split.txt
+
+20..24 = L1..L5, 25 = L6.  Images and labels lie in different folders, in some copies one for each of the four sets
+(CT colonography, HNSCC, liver, COVID-19), whose names tell the patients apart.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pointseg.importers import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, read_pair
+
+SOURCE, MODALITY, MASK_EXTENT = "ctspine1k", "CT", WHOLE
+LAYOUT = "NAME.nii.gz and NAME_seg.nii.gz, in any folders"
+VALUES = {v: v for v in (0, *LEVELS)}
+MASK, ENDING = "_seg.nii.gz", ".nii.gz"
+PARTS = {"trainset": "train", "test_public": "validation", "test_private": "test"}
+SETS = {"colonography": r"1\.3\.6\.1\.4\.1\.9328\.50\.4\.(\d+)|(CTC-\d+)", "hnscc": r"HN_(P\d+)",
+        "liver": r"liver_(\d+)", "covid19": r"volume-covid19-(A-\d+)"}
+
+
+def find(raw: Path) -> Iterator[Found | LeftOut]:
+    files = files_below(raw, f"*{ENDING}")
+    masks = {p.name.removesuffix(MASK): p for p in files if p.name.endswith(MASK)}
+    parts = _parts(raw)
+    for image in files:
+        if image.name.endswith(MASK):
+            continue
+        case = image.name.removesuffix(ENDING)
+        if case in masks:
+            yield Found(case, f"{SOURCE}-{patient_of(case)}", image, (masks.pop(case),), parts.get(image.name, ""))
+        else:
+            yield LeftOut(case, f"{image}: has no {case}{MASK}")
+    for case, mask in masks.items():
+        yield LeftOut(case, f"{mask}: has no {case}{ENDING}")
+
+
+def patient_of(case: str) -> str:
+    """Several scans of a patient differ in what follows the number that the original set gave him."""
+    for name, pattern in SETS.items():
+        if found := re.match(pattern, case):
+            return f"{name}-{next(filter(None, found.groups()))}"
+    return case
+
+
+def _parts(raw: Path) -> dict[str, str]:
+    """Sections of file names; in the published file two names stand on one line."""
+    parts, part = {}, ""
+    for path in files_below(raw, "data_split.txt"):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if (section := line.strip().rstrip(":")) in PARTS:
+                part = PARTS[section]
+            for name in re.findall(r"\S.*?\.nii\.gz", line):
+                parts[name] = part
+    return parts
+
+
+def read(found: Found) -> Read:
+    pair = read_pair(found, VALUES)
+    return Read(pair.image, hide_ends(pair.mask))

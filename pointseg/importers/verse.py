@@ -1,0 +1,66 @@
+"""VerSe 2019 and 2020: CT (Sekuboyina et al. 2021).   rawdata/sub-*/*_ct.nii.gz and, in derivatives, the masks
+
+20..24 = L1..L5, 25 = L6, 28 = T13.  Vertebrae that the scan's edge cuts are seen but not labelled.  The centroids
+(*_seg-subreg_ctd.json) name their axes first; they are used to check that mask and scan belong together.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from pointseg.importers import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, read_pair
+
+SOURCE, MODALITY, MASK_EXTENT = "verse", "CT", WHOLE
+LAYOUT = "rawdata/sub-*/*_ct.nii.gz and derivatives/sub-*/*_seg-vert_msk.nii.gz"
+VALUES = {v: v for v in (0, *LEVELS)}
+ARCHIVE = re.compile(r"(?:dataset-)?(?:verse\d\d|\d\d)?_?(training|validation|test)$")  # a folder of each split
+PARTS = {"training": "train", "validation": "validation", "test": "test"}
+
+
+def find(raw: Path) -> Iterator[Found | LeftOut]:
+    for image in files_below(raw, "*_ct.nii.gz"):
+        subject, rawdata = image.parent, image.parents[1]
+        if rawdata.name != "rawdata":
+            continue
+        case = image.name.removesuffix("_ct.nii.gz")
+        mask = rawdata.parent / "derivatives" / subject.name / f"{case}_seg-vert_msk.nii.gz"
+        parts = [PARTS[m[1]] for f in (*rawdata.relative_to(raw).parts, raw.resolve().name) if (m := ARCHIVE.match(f))]
+        if mask.is_file():
+            yield Found(case, f"{SOURCE}-{subject.name}", image, (mask,), parts[0] if parts else "")
+        else:
+            yield LeftOut(case, f"{image}: has no {mask.name}")
+
+
+def read(found: Found) -> Read:
+    pair = read_pair(found, VALUES)
+    path = found.masks[0].with_name(found.masks[0].name.replace("_seg-vert_msk.nii.gz", "_seg-subreg_ctd.json"))
+    flaw = check_centroids(pair.mask, path) if path.is_file() else ""
+    return Read(pair.image, hide_ends(pair.mask), flaw)
+
+
+def check_centroids(mask: sitk.Image, path: Path) -> str:
+    """"" where most centroids lie in the vertebra they name, else what is wrong.
+
+    Coordinates are voxels along the axes that the first entry names, such as P, I, R.
+    """
+    try:
+        first, *entries = json.loads(path.read_text(encoding="utf-8"))
+        if "direction" not in first:
+            return ""  # an older edition, which counts millimetres from another corner
+        turned = sitk.DICOMOrient(mask, "".join(first["direction"]))
+        points = {int(e["label"]): [float(e[axis]) for axis in "XYZ"] for e in entries}
+    except (ValueError, LookupError, TypeError, OSError, RuntimeError):
+        return f"{path.name} cannot be read"
+    points = {v: p for v, p in points.items() if all(map(math.isfinite, p))}
+    hits = sum(_label_at(turned, p) == v for v, p in points.items())
+    return "" if 2 * hits >= len(points) else (f"{len(points) - hits} of {len(points)} centroids lie outside their "
+                                               "vertebrae: mask and centroids do not belong together")
+
+
+def _label_at(mask: sitk.Image, index: list[float]) -> int:
+    at = [round(i) for i in index]
+    return mask[at] if all(0 <= i < n for i, n in zip(at, mask.GetSize(), strict=True)) else 0

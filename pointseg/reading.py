@@ -1,0 +1,177 @@
+"""Scan files in: SimpleITK reads them, and what it would accept in silence is refused here, or said.
+
+Half a file, a spacing that is missing, not a number or in metres, a header that promises more than the file can hold:
+SimpleITK alone returns a scan for each of these.
+"""
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import SimpleITK as sitk
+
+from pointseg.dicom import read_frames, read_series
+from pointseg.files import ScanError, Stored, native_messages, reason
+
+FORMATS = {"NiftiImageIO": "NIfTI", "MetaImageIO": "MHA", "NrrdImageIO": "NRRD", "GDCMImageIO": "DICOM"}
+COMPRESSION_MAX = 1100  # deflate packs no more than 1032 bytes into one
+SPACING_MM = (0.02, 50.0)  # outside, a header most likely holds metres, micrometres or nonsense
+EXTENT_MM, EXTENT_LITRES = 2500.0, 1000.0  # a larger scan is not of a person, and its 1 mm grid fills the memory
+TEXT_HEADER = 1 << 16  # bytes in which the header of MHA and NRRD must end
+NO_ORIENTATION = ("its header does not say how it lies in the patient, so the axes are taken in the format's default "
+                  "order: check left and right, head and feet")
+
+
+def read_image(path: Path, series: str = "") -> Stored:
+    """One 3-D image as stored: a real number per voxel, at least 2 voxels along each axis, positive spacing in mm.
+
+    path: a NIfTI, MHA/MHD, NRRD or multi-frame DICOM file, or a folder with a DICOM series; `series` is the
+    SeriesInstanceUID where there are several.  A fourth axis with a single frame is dropped.  NaN in NIfTI files is set
+    to 0 by the format's library.
+    """
+    if not path.exists():
+        raise ScanError(f"{path}: no such file or folder, expected a scan; check the path")
+    try:
+        stored = read_series(path, series) if path.is_dir() else _read_file(path)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from None
+    _check_grid(path, stored.image.GetSize(), stored.image.GetSpacing())
+    return stored
+
+
+def _read_file(path: Path) -> Stored:
+    with native_messages() as messages:
+        kind = FORMATS.get(sitk.ImageFileReader.GetImageIOFromFileName(str(path)))
+        if kind == "DICOM":
+            return read_frames(path)
+        if kind is None:
+            raise _unreadable(path, "its content is none of these formats" if path.stat().st_size else "it is empty")
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+            _check_kind(path, reader)
+            notes = {"NIfTI": _check_nifti, "MHA": _check_mha, "NRRD": _check_nrrd}[kind](path)
+            _check_room(path, reader)
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise _unreadable(path, _text(messages) or reason(error)) from None
+        if "Uncompress failed" in _text(messages):  # MetaImage says so, and returns what it has
+            raise _unreadable(path, "its compressed data are damaged")
+    if image.GetDimension() == 4:
+        image = image[:, :, :, 0]
+        notes = [*notes, "dropped a fourth axis of one frame"]
+    for key in image.GetMetaDataKeys():  # they would be written into masks
+        image.EraseMetaData(key)
+    return Stored(image, "", tuple(notes))
+
+
+def _check_kind(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Three axes of two voxels or more, one real number each: told by the header, before anything is read."""
+    kind, size = sitk.GetPixelIDValueAsString(reader.GetPixelID()), reader.GetSize()
+    if reader.GetNumberOfComponents() != 1 or "complex" in kind:
+        raise ScanError(f"{path}: found {kind} voxels, expected one real number each; convert it to a greyscale scan")
+    if len(size) == 4 and size[3] == 1:
+        size = size[:3]
+    if len(size) != 3 or min(size) < 2:
+        hint = "take one of its frames" if len(size) > 3 else "for DICOM give the folder of the slices"
+        raise ScanError(f"{path}: found an image of {' x '.join(map(str, size))} voxels, expected three axes of at "
+                        f"least 2 voxels each; hand in one 3-D scan: {hint}")
+
+
+def _check_room(path: Path, reader: sitk.ImageFileReader) -> None:
+    """A header may promise more than any compression packs into its file, and more than the memory holds."""
+    needed = math.prod(reader.GetSize()) * sitk.Image([1] * 3, reader.GetPixelID()).GetSizeOfPixelComponent()
+    held = sum(p.stat().st_size for p in {path, *_data_files(path)})
+    if needed > COMPRESSION_MAX * held:
+        raise _unreadable(path, f"its {held} bytes cannot hold the {needed} that its header promises")
+
+
+def _check_grid(path: Path, size: Sequence[int], spacing: Sequence[float]) -> None:
+    shown = " x ".join(f"{s:g}" for s in spacing)
+    if not all(SPACING_MM[0] <= s <= SPACING_MM[1] for s in spacing):
+        raise ScanError(f"{path}: found voxel spacing {shown} mm, expected {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm; "
+                        "export it again with its spacing in mm")
+    extent = [n * s for n, s in zip(size, spacing, strict=True)]
+    if max(extent) > EXTENT_MM or math.prod(extent) > EXTENT_LITRES * 1e6:
+        raise ScanError(f"{path}: found a scan of {' x '.join(f'{e:.0f}' for e in extent)} mm, with {shown} mm voxels, "
+                        "expected one of a person; check its spacing")
+
+
+def _check_nifti(path: Path) -> list[str]:
+    """Refuse missing bytes (read as 0) and spacing 0 or NaN (read as 1 mm); say where no orientation is stored."""
+    if path.suffix.lower() in (".hdr", ".img"):
+        raise _unreadable(path, "half of a NIfTI or Analyze pair")
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        with (gzip.open if zipped else open)(path, "rb") as file:
+            header = file.read(540).ljust(540, b"\0")
+            found = file.tell() + sum(map(len, iter(lambda: file.read(1 << 20), b"")))  # gzip's checksum is at the end
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, str(error)) from None
+    layouts = {348: ("8h", 40, "h", 72, "f", 108, "8f", 76, "2h", 252),  # NIfTI-1: where the header holds what
+               540: ("8q", 16, "h", 14, "q", 168, "8d", 104, "2i", 344)}
+    for order in "<>":
+        length = struct.unpack_from(f"{order}i", header)[0]
+        if length in layouts:
+            dim, bitpix, offset, pixdim, codes = (struct.unpack_from(order + layouts[length][i], header,
+                                                                     layouts[length][i + 1]) for i in range(0, 10, 2))
+            break
+    else:
+        raise _unreadable(path, "its header is not that of NIfTI-1 or NIfTI-2")
+    expected = int(offset[0]) + math.prod(dim[1:dim[0] + 1]) * bitpix[0] // 8
+    if found < expected:
+        raise _unreadable(path, f"{found} of {expected} bytes")
+    if not all(math.isfinite(s) and s > 0 for s in pixdim[1:4]):
+        raise ScanError(f"{path}: found voxel spacing {' x '.join(f'{s:g}' for s in pixdim[1:4])} mm, "
+                        "expected positive numbers; export it again with its spacing")
+    return [] if any(codes) else [NO_ORIENTATION]
+
+
+def _check_mha(path: Path) -> list[str]:
+    """Refuse a missing spacing, which is read as 1 mm; say where no orientation is stored."""
+    header = _text_header(path, re.compile(rb"ElementDataFile\s*=.*"))
+    if not re.search(rb"^(ElementSpacing|ElementSize)\s*=", header, re.MULTILINE):
+        raise ScanError(f"{path}: found no ElementSpacing in its header, expected the voxel spacing in mm; "
+                        "export it again with its spacing")
+    directed = re.search(rb"^(TransformMatrix|Rotation|Orientation)\s*=", header, re.MULTILINE)
+    return [] if directed else [NO_ORIENTATION]
+
+
+def _check_nrrd(path: Path) -> list[str]:
+    header = _text_header(path, re.compile(rb"\r?\n\r?\n"))
+    if not re.search(rb"^(spacings|space directions):", header, re.MULTILINE):
+        raise ScanError(f"{path}: found no spacings in its header, expected the voxel spacing in mm; "
+                        "export it again with its spacing")
+    return [] if re.search(rb"^space:", header, re.MULTILINE) else [NO_ORIENTATION]
+
+
+def _text_header(path: Path, end: re.Pattern[bytes]) -> bytes:
+    with open(path, "rb") as file:
+        start = file.read(TEXT_HEADER)
+    found = end.search(start)
+    return start[:found.end()] if found else start
+
+
+def _data_files(path: Path) -> list[Path]:
+    """The file beside it that an MHD or NHDR header names."""
+    header = _text_header(path, re.compile(rb"ElementDataFile\s*=.*|\r?\n\r?\n"))
+    named = re.search(rb"^(?:ElementDataFile\s*=|data file:)\s*(.+?)\s*$", header, re.MULTILINE)
+    data = path.parent / named[1].decode(errors="replace") if named else path
+    return [data] if data.is_file() else []
+
+
+def _unreadable(path: Path, why: str) -> ScanError:
+    return ScanError(f"{path}: cannot be read ({why}), expected a complete NIfTI, MHA, NRRD or DICOM file; "
+                     "copy or convert it again")
+
+
+def _text(messages: BinaryIO) -> str:
+    messages.seek(0)
+    return " ".join(messages.read().decode(errors="replace").split())[:200]
