@@ -205,23 +205,27 @@ def _beside(mask: Path, ending: str) -> Path:
 def _fingerprint(scan: Path, options: Options) -> dict:
     files = sorted(p for p in scan.iterdir() if p.is_file()) if scan.is_dir() else [scan]
     listed = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return {"scan": hashlib.sha256(repr(listed).encode()).hexdigest(), "model": _digest(options.model),
+    return {"scan": hashlib.sha256(repr(listed).encode()).hexdigest(), "model": _loaded(options.model)[1],
             "options": [options.modality, options.series, options.verse]}
 
 
-@lru_cache(maxsize=1)
-def _digest(model: Path) -> str:
-    return hashlib.sha256(model.read_bytes()).hexdigest()
-
-
-@lru_cache(maxsize=1)
 def cached_model(path: Path) -> Model:
     """A model of L1..L5, read once a process."""
+    return _loaded(path)[0]
+
+
+def _loaded(path: Path) -> tuple[Model, str]:
+    """A model and its file's hash."""
+    return _load(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, changed_ns: int) -> tuple[Model, str]:
     model = load_model(path)
     if model.num_classes != len(CLASSES):
         raise ScanError(f"{path}: knows vertebrae but not their levels, expected a model of L1..L5; "
                         "take result.pt, reference.pt, sagittal.pt or coronal.pt")
-    return model
+    return model, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def run(scans: Sequence[Path], masks: Sequence[Path], options: Options, jobs: int, folder: Path) -> list[Outcome]:

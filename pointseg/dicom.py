@@ -4,9 +4,10 @@ pydicom reads the headers, sequences included, in which multi-frame files keep t
 SimpleITK does not show; SimpleITK (GDCM) decodes the pixels.  Of two images that a folder may hold, none is guessed.
 """
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,11 +53,21 @@ class Header:
         return "Rows" in self.tags and "Columns" in self.tags
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom warns of every value that is longer than the standard allows, and of much else that does no harm."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@_quiet()
 def holds_dicom(folder: Path) -> bool:
     """Whether a file lying in this folder is DICOM."""
     return any(_read_header(path) for path in _files(folder))
 
 
+@_quiet()
 def read_series(folder: Path, series: str = "") -> Stored:
     """The one scan of a folder; `series` names it (its SeriesInstanceUID) where there are several.
 
@@ -98,6 +109,7 @@ def read_series(folder: Path, series: str = "") -> Stored:
     return _stored(folder, headers, _places(folder, headers), notes)
 
 
+@_quiet()
 def read_frames(path: Path, notes: Sequence[str] = ()) -> Stored:
     """A file with a frame for each slice (an Enhanced MR or CT), or a single slice, which is refused."""
     header = _read_header(path)
@@ -210,13 +222,11 @@ def _stored(source: Path, headers: Sequence[Header], places: Places, notes: Sequ
         if modality == "CT" or len(inverted) > 1:
             raise ScanError(f"{source}: found inverted grey values (MONOCHROME1) in a CT or in some slices only, "
                             "expected MONOCHROME2; export the scan again")
-        extremes = sitk.MinimumMaximumImageFilter()
-        extremes.Execute(image)
-        image = extremes.GetMaximum() + extremes.GetMinimum() - image
-        notes = [*notes, "inverted grey values (MONOCHROME1) turned round"]
+        notes = [*notes, "inverted grey values (MONOCHROME1) turned round"]  # by GDCM, which reads them so
     return Stored(image, modality if modality in ("CT", "MR") else "", tuple(notes))
 
 
+@_quiet()
 def read_pixels(path: Path) -> sitk.Image:
     """The frames of a file as they are stored, whatever it says of their places."""
     header = _read_header(path)
@@ -242,14 +252,12 @@ def _pixels(source: Path, headers: Sequence[Header]) -> sitk.Image:
 
 def _check_length(header: Header) -> None:
     """The decoder fills up with black what is missing at the end of uncompressed pixels."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            whole = pydicom.dcmread(header.path, force=True)
-            found = len(whole.PixelData)
-        except Exception as error:  # whatever a damaged file makes of the reader
-            raise ScanError(f"{header.path}: cannot be read ({first_line(error)}), expected a complete DICOM file; "
-                            "copy or export it again") from None
+    try:
+        whole = pydicom.dcmread(header.path, force=True)
+        found = len(whole.PixelData)
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise ScanError(f"{header.path}: cannot be read ({first_line(error)}), expected a complete DICOM file; "
+                        "copy or export it again") from None
     if not getattr(whole.file_meta, "TransferSyntaxUID", None) or whole.file_meta.TransferSyntaxUID.is_compressed:
         return
     expected = header.frames * int(whole.Rows) * int(whole.Columns) * int(whole.BitsAllocated) // 8
@@ -263,14 +271,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read_header(path: Path) -> Header | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            # force: files without the preamble exist; anything at all that is read so has no SOP class.
-            tags = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
-            return Header(path, tags) if "SOPClassUID" in tags else None
-        except Exception:  # whatever a file that is not DICOM makes of the reader
-            return None
+    try:
+        # force: files without the preamble exist; anything at all that is read so has no SOP class.
+        tags = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
+        return Header(path, tags) if "SOPClassUID" in tags else None
+    except Exception:  # whatever a file that is not DICOM makes of the reader
+        return None
 
 
 def _first(tags: Dataset, sequence: str) -> Dataset:

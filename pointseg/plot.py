@@ -217,8 +217,10 @@ def _foreground(labels: np.ndarray) -> np.ndarray:
 
 def centre_of(labels: np.ndarray) -> list[int]:
     """Voxel nearest to the labels' centre of mass; that of the array where there are none."""
-    found = np.argwhere(_foreground(labels))
-    return np.rint(found.mean(0)).astype(int).tolist() if len(found) else [n // 2 for n in labels.shape]
+    counts = _counts(_foreground(labels))
+    if not counts[0].any():
+        return [n // 2 for n in labels.shape]
+    return [round(float(np.average(np.arange(len(c)), weights=c))) for c in counts]
 
 
 def is_points(labels: np.ndarray) -> bool:
@@ -228,12 +230,16 @@ def is_points(labels: np.ndarray) -> bool:
 
 def _box(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, ...]:
     """The labels' bounding box and MARGIN_MM around it; everything where there are none."""
-    found = np.argwhere(_foreground(labels))
-    if not len(found):
+    found = [np.flatnonzero(c) for c in _counts(_foreground(labels))]
+    if not len(found[0]):
         return (slice(None),) * 3
     margin = np.ceil(MARGIN_MM / np.array(spacing_mm)).astype(int)
-    return tuple(slice(a, b) for a, b in zip(np.maximum(found.min(0) - margin, 0), found.max(0) + margin + 1,
-                                                 strict=True))
+    return tuple(slice(max(f[0] - m, 0), f[-1] + m + 1) for f, m in zip(found, margin, strict=True))
+
+
+def _counts(where: np.ndarray) -> list[np.ndarray]:
+    """Voxels in each plane along each axis: what indices of all voxels would tell, which take 24 times the memory."""
+    return [np.count_nonzero(where, axis=tuple(np.delete(range(3), axis))) for axis in range(3)]
 
 
 def window_of(image: np.ndarray, centre: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float]:

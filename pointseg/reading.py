@@ -4,6 +4,7 @@ Half a file, a spacing that is missing, not a number or in metres, a header that
 SimpleITK alone returns a scan for each of these.
 """
 
+import contextlib
 import gzip
 import math
 import re
@@ -13,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import SimpleITK as sitk
 
-from pointseg.dicom import read_frames, read_series
-from pointseg.files import ScanError, Stored, native_messages, reason
+from pointseg.dicom import COSINE_TOLERANCE, read_frames, read_series
+from pointseg.files import ScanError, Stored, first_line, native_messages, reason
 
 FORMATS = {"NiftiImageIO": "NIfTI", "MetaImageIO": "MHA", "NrrdImageIO": "NRRD", "GDCMImageIO": "DICOM"}
 COMPRESSION_MAX = 1100  # deflate packs no more than 1032 bytes into one
@@ -38,15 +40,17 @@ def read_image(path: Path, series: str = "") -> Stored:
         raise ScanError(f"{path}: no such file or folder, expected a scan; check the path")
     try:
         stored = read_series(path, series) if path.is_dir() else _read_file(path)
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from None
-    _check_grid(path, stored.image.GetSize(), stored.image.GetSpacing())
+    except ScanError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:  # pydicom's words for a bad header
+        raise _unreadable(path, first_line(error)) from None
+    _check_grid(path, stored.image)
     return stored
 
 
 def _read_file(path: Path) -> Stored:
     with native_messages() as messages:
-        kind = FORMATS.get(sitk.ImageFileReader.GetImageIOFromFileName(str(path)))
+        kind = _format_of(path)
         if kind == "DICOM":
             return read_frames(path)
         if kind is None:
@@ -66,9 +70,14 @@ def _read_file(path: Path) -> Stored:
     if image.GetDimension() == 4:
         image = image[:, :, :, 0]
         notes = [*notes, "dropped a fourth axis of one frame"]
-    for key in image.GetMetaDataKeys():  # they would be written into masks
-        image.EraseMetaData(key)
     return Stored(image, "", tuple(notes))
+
+
+def _format_of(path: Path) -> str | None:
+    with open(path, "rb") as file:
+        if file.read(132)[128:] == b"DICM":  # asked first: the others take seconds over a damaged one
+            return "DICOM"
+    return FORMATS.get(sitk.ImageFileReader.GetImageIOFromFileName(str(path)))
 
 
 def _check_kind(path: Path, reader: sitk.ImageFileReader) -> None:
@@ -92,7 +101,12 @@ def _check_room(path: Path, reader: sitk.ImageFileReader) -> None:
         raise _unreadable(path, f"its {held} bytes cannot hold the {needed} that its header promises")
 
 
-def _check_grid(path: Path, size: Sequence[int], spacing: Sequence[float]) -> None:
+def _check_grid(path: Path, image: sitk.Image) -> None:
+    size, spacing, direction = image.GetSize(), image.GetSpacing(), np.reshape(image.GetDirection(), (3, 3))
+    straight = np.abs(direction.T @ direction - np.eye(3)).max() < COSINE_TOLERANCE  # not so with NaN
+    if not straight or not np.isfinite(image.GetOrigin()).all():
+        raise ScanError(f"{path}: found directions {_shown(direction.ravel())} and origin {_shown(image.GetOrigin())}, "
+                        "expected three directions of length 1 at right angles, and numbers; export it again")
     shown = " x ".join(f"{s:g}" for s in spacing)
     if not all(SPACING_MM[0] <= s <= SPACING_MM[1] for s in spacing):
         raise ScanError(f"{path}: found voxel spacing {shown} mm, expected {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm; "
@@ -125,6 +139,8 @@ def _check_nifti(path: Path) -> list[str]:
             break
     else:
         raise _unreadable(path, "its header is not that of NIfTI-1 or NIfTI-2")
+    if header[344 if length == 348 else 4:][:3] not in (b"n+1", b"n+2"):
+        raise _unreadable(path, "its header is not that of a single NIfTI file")
     expected = int(offset[0]) + math.prod(dim[1:dim[0] + 1]) * bitpix[0] // 8
     if found < expected:
         raise _unreadable(path, f"{found} of {expected} bytes")
@@ -137,19 +153,37 @@ def _check_nifti(path: Path) -> list[str]:
 def _check_mha(path: Path) -> list[str]:
     """Refuse a missing spacing, which is read as 1 mm; say where no orientation is stored."""
     header = _text_header(path, re.compile(rb"ElementDataFile\s*=.*"))
-    if not re.search(rb"^(ElementSpacing|ElementSize)\s*=", header, re.MULTILINE):
+    spacing = re.search(rb"^(?:ElementSpacing|ElementSize)\s*=(.*)", header, re.MULTILINE)
+    if not spacing:
         raise ScanError(f"{path}: found no ElementSpacing in its header, expected the voxel spacing in mm; "
                         "export it again with its spacing")
+    numbers = _numbers(spacing[1].split())
+    if len(numbers) < 3 or min(numbers) <= 0:
+        raise ScanError(f"{path}: found voxel spacing {spacing[1].decode(errors='replace').strip()}, expected three "
+                        "positive numbers; export it again with its spacing")
     directed = re.search(rb"^(TransformMatrix|Rotation|Orientation)\s*=", header, re.MULTILINE)
     return [] if directed else [NO_ORIENTATION]
 
 
 def _check_nrrd(path: Path) -> list[str]:
+    """Refuse what crashes the library, numbers as text, and a missing spacing; say where no orientation is stored."""
     header = _text_header(path, re.compile(rb"\r?\n\r?\n"))
-    if not re.search(rb"^(spacings|space directions):", header, re.MULTILINE):
-        raise ScanError(f"{path}: found no spacings in its header, expected the voxel spacing in mm; "
-                        "export it again with its spacing")
+    if not re.search(rb"^encoding: *(raw|gz|gzip)\s*$", header, re.MULTILINE):
+        raise _unreadable(path, "its encoding is neither raw nor gzip")
+    spacings = re.search(rb"^(?:spacings|space directions):(.*)", header, re.MULTILINE)
+    if not spacings or len(_numbers(re.split(rb"[(),\s]+", spacings[1]))) not in (3, 9):
+        raise ScanError(f"{path}: found no spacing along each of three axes in its header, expected the voxel spacing "
+                        "in mm; export it again with its spacing")
     return [] if re.search(rb"^space:", header, re.MULTILINE) else [NO_ORIENTATION]
+
+
+def _numbers(words: Sequence[bytes]) -> list[float]:
+    """The words that are numbers."""
+    numbers = []
+    for word in words:
+        with contextlib.suppress(ValueError):
+            numbers.append(float(word))
+    return [n for n in numbers if math.isfinite(n)]
 
 
 def _text_header(path: Path, end: re.Pattern[bytes]) -> bytes:
@@ -165,6 +199,10 @@ def _data_files(path: Path) -> list[Path]:
     named = re.search(rb"^(?:ElementDataFile\s*=|data file:)\s*(.+?)\s*$", header, re.MULTILINE)
     data = path.parent / named[1].decode(errors="replace") if named else path
     return [data] if data.is_file() else []
+
+
+def _shown(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:.4g}" for v in values)
 
 
 def _unreadable(path: Path, why: str) -> ScanError:

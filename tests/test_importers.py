@@ -1,4 +1,4 @@
-"""Each public dataset from its published layout, with its traps planted: what comes out is right, or left out by name."""
+"""Each public dataset from its published layout, with its traps planted: taken right, or left out by name."""
 
 import csv
 import json
@@ -106,7 +106,8 @@ def test_xvertseg(tmp_path, capsys):
     assert list(cases) == ["001", "002", "003", "004"]
     for seed, case in enumerate(cases.values()):
         check(case, seed=seed)
-        assert (case.modality, case.mask_extent, case.levels) == ("CT", "whole vertebrae", ("L1", "L2", "L3", "L4", "L5"))
+        assert (case.modality, case.mask_extent) == ("CT", "whole vertebrae")
+        assert case.levels == ("L1", "L2", "L3", "L4", "L5")
     assert "image016.mhd: has no mask" in left_out(tmp_path / "out", "xvertseg")["016"]  # Data2
     assert "scores.csv: 2 0 0 0 3" in said and not any(c.flaw for c in cases.values())
     assert "4 scans of 4 patients taken, 1 left out" in said and "2 to train, 1 to validate, 1 to test" in said
@@ -312,7 +313,8 @@ def test_uwspine(tmp_path, capsys):
     uw_case(raw, "spine-2/patient0008", "103b", 3)
     uw_case(raw, "spine-5/patient0009", "104", 4).with_name("104.lml").unlink()
     cases, said = run("uwspine", raw, tmp_path / "out", capsys)
-    assert list(cases) == ["101", "102", "103", "103b"] and "has no 104.lml" in left_out(tmp_path / "out", "uwspine")["104"]
+    assert list(cases) == ["101", "102", "103", "103b"]
+    assert "has no 104.lml" in left_out(tmp_path / "out", "uwspine")["104"]
     assert [c.patient for c in cases.values()] == [f"uwspine-patient000{n}" for n in (1, 1, 7, 8)]
     volume = cases["101"].read()
     assert (volume.image == picture(truth())).all() and cases["101"].mask_extent == "centroids"
@@ -410,7 +412,7 @@ def test_verse(tmp_path, capsys):
 
 
 def test_verse_vertebrae_that_the_edge_cuts_are_not_background(tmp_path, capsys):
-    """L4 and what follows can be seen but has no label; so have L1 and T12 above: neither is to be learned as background.
+    """L4 and what follows can be seen but has no label; so have L1 and T12 above: neither is background to learn.
 
     In the other scan T12 and L5 are labelled, so beyond them nothing lumbar is left, and all is known.
     """
@@ -585,7 +587,7 @@ def test_folder(tmp_path, capsys):
     raw = tmp_path / "raw"
     for seed, case in enumerate(("P1_a", "P1_b", "P2_a", "P3_a")):
         save(raw / "img" / f"{case}.mha", stored(picture(truth(seed=seed), seed)))
-        save(raw / "seg" / f"{case}_labels.nrrd", stored(folder_values() if seed == 0 else folder_values() * (seed < 3)))
+        save(raw / "seg" / f"{case}_labels.nrrd", stored(folder_values()))
     save(raw / "img" / "P3_a.nii.gz", stored(picture(truth(), 40)))  # a second patient under one name
     save(raw / "img" / "P4_a.mha", stored(picture(truth(), 41)))
     save(raw / "img" / "odd.mha", stored(picture(truth(), 42)))
@@ -635,7 +637,7 @@ def small(raw: Path, numbers=("001", "002")) -> Path:
 def test_there_is_a_module_for_each_name():
     for name in importers.NAMES[:-1]:
         module = importers.importer(name)
-        assert module.SOURCE == name and module.LAYOUT and module.MODALITY in ("CT", "MR") and module.MASK_EXTENT
+        assert name == module.SOURCE and module.LAYOUT and module.MASK_EXTENT and module.MODALITY in ("CT", "MR")
     assert len(importers.NAMES) == 10
 
 
@@ -706,7 +708,8 @@ def test_a_conversion_that_dies_leaves_the_old_manifest(tmp_path, capsys, monkey
             raise KeyboardInterrupt
         real(path, image)
     monkeypatch.setattr(importers, "write_image", dies)
-    assert cli.main(["import", "xvertseg", str(small(tmp_path / "y", ("001", "002", "003"))), str(tmp_path / "out")]) == 130
+    other = small(tmp_path / "y", ("001", "002", "003"))
+    assert cli.main(["import", "xvertseg", str(other), str(tmp_path / "out")]) == 130
     assert (tmp_path / "out" / "manifest.csv").read_bytes() == before
     assert not list((tmp_path / "out").rglob(".writing-*"))
     assert [c.read().mask.max() for c in read_manifest(tmp_path / "out")] == [5, 5]
