@@ -164,7 +164,7 @@ def table1(options: argparse.Namespace) -> None:
             raise ScanError("--source names sources of a dataset folder; give --data as well")
         folder = write_phantoms(options.out / "scans", options.scans, options.seed)
     cases = read_manifest(folder, options.source)
-    name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in cases}))
+    name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in cases if c.names_levels}))
     table = run(cases, profile, options.seed, options.terms, name,
                 lambda model_name, model: save_model(options.out / f"{model_name}.pt", model),
                 options.published_split)
@@ -215,14 +215,15 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def import_dataset(options: argparse.Namespace) -> None:
-    from pointseg import importers
+    from pointseg.importers import importer
+    from pointseg.importers.convert import convert
 
-    module = importers.importer(options.name)
+    module = importer(options.name)
     if options.name == "folder":
         module = module.Folder.of(options)
     elif options.labels:
         raise ScanError(f"--labels: {options.name} has a scheme of its own; leave it out")
-    report = importers.convert(module, options.raw, options.out)
+    report = convert(module, options.raw, options.out)
     print(f"{report}\nwritten to {options.out}: {module.SOURCE}/ and manifest.csv")
 
 

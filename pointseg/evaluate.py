@@ -62,8 +62,9 @@ class Evaluation:
         scores = per_class(self.confusion)
         distances = self.distances_mm
         found = distances[np.isfinite(distances)]
-        identified = (f"{len(found)} of {len(distances)} vertebrae identified ({self.identified:.0%}), "
-                      f"{found.mean() if len(found) else np.nan:.1f} mm off on average")
+        identified = f"{len(found)} of {len(distances)} vertebrae identified"
+        if len(found):
+            identified += f" ({self.identified:.0%}), {found.mean():.1f} mm off on average"
         if not self.own:
             return f"{identified}, {len(self.found_mm)} scans with centroids alone"
         lines = [f"Dice_wi {self.dice_wi:.3f} in the scans' own geometry, {self.dice_wi_prepared:.3f} on the prepared "

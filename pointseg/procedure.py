@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pointseg.datasets import Case, Split, cases_with_levels, published_split, split_cases
+from pointseg.datasets import CENTROIDS, Case, Split, cases_with_levels, published_split, split_cases
 from pointseg.evaluate import evaluate, one_hot
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
@@ -184,6 +184,9 @@ def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | Non
     terms = profile.terms if terms is None else terms
     weak_terms = terms_named(terms, profile)
     split = split_without_flaws(cases, seed, published)
+    if not any(c.mask_extent != CENTROIDS for c in split.test):
+        raise ScanError("found no mask among the test scans, only centroids, expected some to score by; add a source "
+                        "with masks, or train and evaluate a model")
     names = names_of(split)
     print(", ".join(f"{len(part)} {name}" for name, part in names.items()) + " scans")
     scans = prepare_split(split, profile)

@@ -5,11 +5,8 @@ SimpleITK alone returns a scan for each of these.
 """
 
 import contextlib
-import gzip
 import math
 import re
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import SimpleITK as sitk
 
+from pointseg import nifti
 from pointseg.dicom import COSINE_TOLERANCE, read_frames, read_series
 from pointseg.files import ScanError, Stored, first_line, native_messages, reason
 
@@ -55,14 +53,20 @@ def _read_file(path: Path) -> Stored:
             return read_frames(path)
         if kind is None:
             raise _unreadable(path, "its content is none of these formats" if path.stat().st_size else "it is empty")
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
         try:
-            reader.ReadImageInformation()
-            _check_kind(path, reader)
-            notes = {"NIfTI": _check_nifti, "MHA": _check_mha, "NRRD": _check_nrrd}[kind](path)
-            _check_room(path, reader)
-            image = reader.Execute()
+            notes = [] if HAS_ORIENTATION[kind](path) else [NO_ORIENTATION]
+            try:
+                image = _execute(path)
+            except RuntimeError as error:
+                if kind != "NIfTI" or "orthonormal" not in str(error):
+                    raise
+                with nifti.straightened(path) as copy:
+                    if copy is None:
+                        raise
+                    image = _execute(copy)
+                notes.append("its axes were not quite at right angles and are straightened")
+        except nifti.Damaged as error:
+            raise _unreadable(path, str(error)) from None
         except RuntimeError as error:
             raise _unreadable(path, _text(messages) or reason(error)) from None
         if "Uncompress failed" in _text(messages):  # MetaImage says so, and returns what it has
@@ -71,6 +75,15 @@ def _read_file(path: Path) -> Stored:
         image = image[:, :, :, 0]
         notes = [*notes, "dropped a fourth axis of one frame"]
     return Stored(image, "", tuple(notes))
+
+
+def _execute(path: Path) -> sitk.Image:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    _check_kind(path, reader)
+    _check_room(path, reader)
+    return reader.Execute()
 
 
 def _format_of(path: Path) -> str | None:
@@ -117,41 +130,8 @@ def _check_grid(path: Path, image: sitk.Image) -> None:
                         "expected one of a person; check its spacing")
 
 
-def _check_nifti(path: Path) -> list[str]:
-    """Refuse missing bytes (read as 0) and spacing 0 or NaN (read as 1 mm); say where no orientation is stored."""
-    if path.suffix.lower() in (".hdr", ".img"):
-        raise _unreadable(path, "half of a NIfTI or Analyze pair")
-    try:
-        with open(path, "rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        with (gzip.open if zipped else open)(path, "rb") as file:
-            header = file.read(540).ljust(540, b"\0")
-            found = file.tell() + sum(map(len, iter(lambda: file.read(1 << 20), b"")))  # gzip's checksum is at the end
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, str(error)) from None
-    layouts = {348: ("8h", 40, "h", 72, "f", 108, "8f", 76, "2h", 252),  # NIfTI-1: where the header holds what
-               540: ("8q", 16, "h", 14, "q", 168, "8d", 104, "2i", 344)}
-    for order in "<>":
-        length = struct.unpack_from(f"{order}i", header)[0]
-        if length in layouts:
-            dim, bitpix, offset, pixdim, codes = (struct.unpack_from(order + layouts[length][i], header,
-                                                                     layouts[length][i + 1]) for i in range(0, 10, 2))
-            break
-    else:
-        raise _unreadable(path, "its header is not that of NIfTI-1 or NIfTI-2")
-    if header[344 if length == 348 else 4:][:3] not in (b"n+1", b"n+2"):
-        raise _unreadable(path, "its header is not that of a single NIfTI file")
-    expected = int(offset[0]) + math.prod(dim[1:dim[0] + 1]) * bitpix[0] // 8
-    if found < expected:
-        raise _unreadable(path, f"{found} of {expected} bytes")
-    if not all(math.isfinite(s) and s > 0 for s in pixdim[1:4]):
-        raise ScanError(f"{path}: found voxel spacing {' x '.join(f'{s:g}' for s in pixdim[1:4])} mm, "
-                        "expected positive numbers; export it again with its spacing")
-    return [] if any(codes) else [NO_ORIENTATION]
-
-
-def _check_mha(path: Path) -> list[str]:
-    """Refuse a missing spacing, which is read as 1 mm; say where no orientation is stored."""
+def _check_mha(path: Path) -> bool:
+    """Refuse a missing spacing, which is read as 1 mm.   -> is an orientation stored?"""
     header = _text_header(path, re.compile(rb"ElementDataFile\s*=.*"))
     spacing = re.search(rb"^(?:ElementSpacing|ElementSize)\s*=(.*)", header, re.MULTILINE)
     if not spacing:
@@ -161,20 +141,22 @@ def _check_mha(path: Path) -> list[str]:
     if len(numbers) < 3 or min(numbers) <= 0:
         raise ScanError(f"{path}: found voxel spacing {spacing[1].decode(errors='replace').strip()}, expected three "
                         "positive numbers; export it again with its spacing")
-    directed = re.search(rb"^(TransformMatrix|Rotation|Orientation)\s*=", header, re.MULTILINE)
-    return [] if directed else [NO_ORIENTATION]
+    return bool(re.search(rb"^(TransformMatrix|Rotation|Orientation)\s*=", header, re.MULTILINE))
 
 
-def _check_nrrd(path: Path) -> list[str]:
-    """Refuse what crashes the library, numbers as text, and a missing spacing; say where no orientation is stored."""
+def _check_nrrd(path: Path) -> bool:
+    """Refuse what crashes the library, numbers as text, and a missing spacing.   -> is an orientation stored?"""
     header = _text_header(path, re.compile(rb"\r?\n\r?\n"))
     if not re.search(rb"^encoding: *(raw|gz|gzip)\s*$", header, re.MULTILINE):
         raise _unreadable(path, "its encoding is neither raw nor gzip")
     spacings = re.search(rb"^(?:spacings|space directions):(.*)", header, re.MULTILINE)
-    if not spacings or len(_numbers(re.split(rb"[(),\s]+", spacings[1]))) not in (3, 9):
+    if not spacings or len(_numbers(re.split(rb"[(),\s]+", spacings[1]))) not in (3, 4, 9, 16):
         raise ScanError(f"{path}: found no spacing along each of three axes in its header, expected the voxel spacing "
                         "in mm; export it again with its spacing")
-    return [] if re.search(rb"^space:", header, re.MULTILINE) else [NO_ORIENTATION]
+    return bool(re.search(rb"^space:", header, re.MULTILINE))
+
+
+HAS_ORIENTATION = {"NIfTI": nifti.check, "MHA": _check_mha, "NRRD": _check_nrrd}
 
 
 def _numbers(words: Sequence[bytes]) -> list[float]:

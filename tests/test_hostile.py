@@ -295,6 +295,42 @@ def test_nifti_scaled(model, good, tmp_path, capsys):
     is_good(segment(scan, model, tmp_path, capsys), good(values().astype(np.float32) / 2 + 10))
 
 
+def test_nifti_axes_that_rounding_has_bent(model, good, tmp_path, capsys):
+    """SimpleITK refuses them, and some hundred scans of TotalSegmentator with them."""
+    step = DIRECTION * SPACING * np.array([[-1], [-1], [1]])  # LPS to RAS
+    bent = step + step[:, [1, 2, 0]] * 0.004
+    rows = np.column_stack([bent, np.array(ORIGIN) * (-1, -1, 1)]).astype(np.float32)
+    scan = nifti(tmp_path / "scan.nii", (252, "2h", (0, 1)), (280, "12f", tuple(rows.ravel().tolist())))
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        sitk.ReadImage(str(scan))
+    packed = scan.with_suffix(".nii.gz")
+    packed.write_bytes(gzip.compress(scan.read_bytes()))
+    for path in (scan, packed):
+        answer = segment(path, model, tmp_path, capsys)
+        assert answer.status == 0 and "straightened" in answer.notes
+        assert np.array_equal(sitk.GetArrayFromImage(answer.mask), good())
+        np.testing.assert_allclose(answer.mask.GetDirection(), DIRECTION.ravel(), atol=0.01)
+        np.testing.assert_allclose(answer.mask.GetOrigin(), ORIGIN, atol=1e-4)
+
+
+def test_nifti_2(model, good, tmp_path, capsys):
+    nib_header = bytearray(544)
+    scan = save(tmp_path / "scan.nii")
+    old = scan.read_bytes()
+    struct.pack_into("<i8s2h8q", nib_header, 0, 540, b"n+2\0\r\n\x1a\n", 4, 16, 3, 24, 20, 16, 1, 1, 1, 1)
+    struct.pack_into("<8d", nib_header, 104, *struct.unpack_from("<8f", old, 76))
+    struct.pack_into("<q2d", nib_header, 168, 544, 1.0, 0.0)
+    struct.pack_into("<2i", nib_header, 344, *struct.unpack_from("<2h", old, 252))
+    struct.pack_into("<6d12d", nib_header, 352, *struct.unpack_from("<18f", old, 256))
+    struct.pack_into("<i", nib_header, 500, 10)  # mm and s
+    scan.write_bytes(nib_header + old[352:])
+    answer = segment(scan, model, tmp_path, capsys)
+    if answer.status == 0:
+        is_good(answer, good())
+    else:
+        is_refused(answer, "cannot be read")
+
+
 def test_nifti_without_orientation_is_said(model, tmp_path, capsys):
     answer = segment(nifti(tmp_path / "scan.nii", (252, "2h", (0, 0))), model, tmp_path, capsys)
     assert answer.status == 0 and "does not say how it lies" in answer.notes

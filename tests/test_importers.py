@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from pointseg import cli, importers
 from pointseg.datasets import published_split, read_manifest, split_cases
 from pointseg.files import ScanError
-from pointseg.importers import plos, spider, usiegen, uwspine, verse
+from pointseg.importers import convert, plos, spider, usiegen, uwspine, verse
 from pointseg.points import sample_points
 from pointseg.volume import UNLABELLED, Geometry, read_volume
 
@@ -700,14 +700,14 @@ def test_out_within_raw_is_refused(tmp_path, capsys):
 def test_a_conversion_that_dies_leaves_the_old_manifest(tmp_path, capsys, monkeypatch):
     run("xvertseg", small(tmp_path / "x"), tmp_path / "out", capsys)
     before = (tmp_path / "out" / "manifest.csv").read_bytes()
-    real, calls = importers.write_image, []
+    real, calls = convert.write_image, []
 
     def dies(path, image):
         calls.append(path)
         if len(calls) == 3:
             raise KeyboardInterrupt
         real(path, image)
-    monkeypatch.setattr(importers, "write_image", dies)
+    monkeypatch.setattr(convert, "write_image", dies)
     other = small(tmp_path / "y", ("001", "002", "003"))
     assert cli.main(["import", "xvertseg", str(other), str(tmp_path / "out")]) == 130
     assert (tmp_path / "out" / "manifest.csv").read_bytes() == before

@@ -1,6 +1,7 @@
 """Pictures: the colours and sizes asked for, whole files or none, and nothing drawn for what is not there."""
 
 import io
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -293,3 +294,23 @@ def test_real_scan_through_all_stages(tmp_path):
     picture = rendered(plot.stages(scan.image, predictions, scan.spacing_mm, title=scan.name), tmp_path / "a.png")
     assert picture.shape[1] == 1600 and 600 < picture.shape[0] < 1300
     assert all(shares(picture, colour) > 0.0005 for colour in [*RGB, matplotlib.colors.to_rgb(plot.VERTEBRA_COLOUR)])
+
+
+def test_centre_and_box_do_not_list_all_voxels():
+    """A list of indices takes 24 bytes a voxel: of a large CT more than the memory."""
+    labels = np.ones((96, 128, 128), np.uint8)
+    for function in (lambda: plot.centre_of(labels), lambda: plot._box(labels, SPACING_MM)):
+        tracemalloc.start()
+        try:
+            function()
+            assert tracemalloc.get_traced_memory()[1] < 6 * labels.size
+        finally:
+            tracemalloc.stop()
+
+
+def test_centre_by_hand():
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[1, 2, 3:6] = 2
+    labels[3, 4, 1] = UNLABELLED
+    assert plot.centre_of(labels) == [1, 2, 4]
+    assert plot.centre_of(np.zeros((4, 5, 6), np.uint8)) == [2, 2, 3]

@@ -1,5 +1,7 @@
 """Isotropic grid, intensity window, CLAHE: ramps stay ramps, labels stay labels, scikit-image agrees."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from skimage.exposure import equalize_adapthist
 
-from pointseg.preprocess import equalise, prepare, resample_linear, resample_nearest, rescale
+from pointseg.preprocess import CHUNK_VOXELS, equalise, prepare, resample_linear, resample_nearest, rescale
 from pointseg.volume import Geometry, Volume
 
 SHAPES = [((4, 5, 6), (9, 11, 7)), ((9, 8, 7), (4, 3, 5)), ((10, 3, 12), (3, 10, 12))]
@@ -150,6 +152,18 @@ def test_resampling_in_parts_equals_resampling_at_once(monkeypatch):
         monkeypatch.setattr("pointseg.preprocess.CHUNK_VOXELS", 18 * 27 * 2)
         assert (resample_linear(image, shape) == whole).all()
         monkeypatch.undo()
+
+
+def test_a_large_scan_never_stands_in_memory_as_floats():
+    """Beside rows and result there is a part of it: int16 stays int16."""
+    image = np.zeros((300, 200, 200), np.int16)
+    tracemalloc.start()
+    try:
+        resample_linear(image, (150, 100, 100))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * (300 * 100 * 100 + 150 * 100 * 100) + 2.5 * 4 * CHUNK_VOXELS < 1.3 * 4 * image.size
 
 
 def test_a_constant_scan_does_not_divide_by_zero():

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,15 +11,18 @@ import SimpleITK as sitk
 import torch
 
 from pointseg import cli, procedure, profiles
-from pointseg.datasets import read_manifest
+from pointseg.datasets import read_manifest, split_cases, write_manifest
+from pointseg.files import write_image
+from pointseg.kernels import confusion_matrix
 from pointseg.losses import point_term
 from pointseg.model import Model, save_model
 from pointseg.phantom import write_phantoms
+from pointseg.predict import known_truth
 from pointseg.preprocess import Prepared
 from pointseg.procedure import draw_points, point_weights
 from pointseg.slices import Labelled
 from pointseg.train import Schedule
-from pointseg.volume import UNLABELLED, ScanError
+from pointseg.volume import UNLABELLED, ScanError, to_own_geometry
 
 QUICK = Schedule(3e-3, (1, 3), (3, 1), round_steps=10, batch=4, patience=9, stop_after=9)
 TINY = dataclasses.replace(profiles.CLASSROOM, name="tiny", grid_mm=4.0, width=1 / 8, hidden=32, weak=QUICK, full=QUICK)
@@ -180,3 +185,102 @@ def test_points_depend_on_the_seed_alone(run_folder):
     scan = Prepared(np.zeros((8, 8, 8), np.uint8), np.eye(8, dtype=np.uint8)[..., None].repeat(8, 2), (1.0,) * 3, "a")
     first, again, other = (draw_points([scan], s)[0].labels for s in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+# --- masks that do not know everything ---
+
+@pytest.fixture(scope="module")
+def imported(run_folder, tmp_path_factory):
+    """The synthetic scans as two public datasets would have them: with centroids alone, and without levels."""
+    folder = tmp_path_factory.mktemp("imported")
+    for k, case in enumerate(read_manifest(run_folder / "scans")):
+        volume = case.read()
+        image, mask = (to_own_geometry(x, volume.geometry) for x in (volume.image.astype(np.int16), volume.mask))
+        scan = folder / "uw" / "spine-1" / f"patient{k}" / f"{k}" / f"{k}.nii.gz"
+        write_image(scan, image)
+        stored = sitk.GetArrayFromImage(mask)
+        lines = ["id\tname\tx\ty\tz"]
+        for c in np.unique(stored[stored > 0]):
+            mm = np.argwhere(stored == c).mean(0)[::-1] * image.GetSpacing()
+            lines.append(f"{190 + 10 * c}\tL{c}_center\t" + "\t".join(f"{x:.2f}" for x in mm))
+        scan.with_name(f"{k}.lml").write_text("\n".join(lines))
+        write_image(folder / "plos" / f"Img_{k:02d}.nii", image)
+        write_image(folder / "plos" / f"Img_{k:02d}_Labels.nii", mask > 0)
+    shutil.copytree(run_folder / "scans", folder / "data")
+    for name, raw in (("uwspine", "uw"), ("plos", "plos")):
+        assert cli.main(["import", name, str(folder / raw), str(folder / "data")]) == 0
+    return folder / "data"
+
+
+def test_centroids_train_models_and_score_identification(run_folder, imported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(profiles.PROFILES, "classroom", TINY)
+    data = ["--data", str(imported), "--source", "uwspine"]
+    assert cli.main(["table1", *data, "--out", str(tmp_path)]) == 1
+    assert "found no mask among the test scans" in capsys.readouterr().err
+    model = str(tmp_path / "m.pt")
+    assert cli.main(["train", "--axis", "coronal", *data, "-o", model]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", model, *data, "--json", str(tmp_path / "scores.json")]) == 0
+    assert re.match(r"\d+ of 35 vertebrae identified.*7 scans with centroids alone", capsys.readouterr().out)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["dice_wi"] is None and len(scores["identified_mm"]) == len(scores["cases"]) == 7
+    assert cli.main(["evaluate", str(run_folder / "transverse.pt"), *data]) == 1
+    assert "centroids alone" in capsys.readouterr().err
+
+
+def test_masks_without_levels_train_and_score_two_classes(run_folder, imported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(profiles.PROFILES, "classroom", TINY)
+    data, model = ["--data", str(imported), "--source", "plos"], str(tmp_path / "m.pt")
+    assert cli.main(["train", "--axis", "transverse", *data, "-o", model]) == 0
+    assert cli.main(["evaluate", model, *data, "--split", "test", "--json", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert 0 <= scores["dice_wi"] <= 1 and scores["identified"] is None
+    for command in (["evaluate", str(run_folder / "result.pt")], ["train", "--axis", "sagittal"]):
+        assert cli.main([*command, *data]) == 1
+        assert "tells L1 from L2" in capsys.readouterr().err
+
+
+def test_sources_with_and_without_levels_side_by_side(run_folder, imported, tmp_path, capsys):
+    assert cli.main(["evaluate", str(run_folder / "reference.pt"), "--data", str(imported), "--json",
+                     str(tmp_path / "scores.json")]) == 0
+    assert "7 of 21 cases (plos) do not tell L1 from L2" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert list(scores["per_source"]) == ["synthetic-mr"] and len(scores["identified_mm"]) == 14
+
+
+def test_unlabelled_voxels_neither_teach_nor_count(run_folder):
+    """Half of each scan is hidden: no point lies there, no loss is taken there, no score counts it."""
+    split = procedure.split_cases(read_manifest(run_folder / "scans"))
+    scans = []
+    for scan in procedure.prepare_split(split, TINY).train:
+        mask = scan.mask.copy()
+        mask[: len(mask) // 2] = UNLABELLED
+        scans.append(dataclasses.replace(scan, mask=mask))
+    for labels in [p.labels for p in draw_points(scans, 0)]:
+        assert (labels[: len(labels) // 2] == UNLABELLED).all() and (labels != UNLABELLED).any()
+    two = known_truth(scans[0].mask, 2)
+    assert set(np.unique(two)) == {0, 1, UNLABELLED} and (two[: len(two) // 2] == UNLABELLED).all()
+    everywhere = np.ones_like(two)
+    assert confusion_matrix(two, everywhere, 2).sum() == (two != UNLABELLED).sum()
+    model, _ = procedure.train_full([Labelled(s, s.mask) for s in scans], scans[:1], "sagittal", TINY, 0, {}, "half")
+    assert model.modalities == ("MR",)
+
+
+def test_the_published_split_is_taken_on_demand(run_folder, tmp_path, capsys):
+    cases = read_manifest(run_folder / "scans")
+    parts = ["train", "train", "test", "train", "validation", "train", "test"]
+    shutil.copytree(run_folder / "scans", tmp_path / "data")
+    write_manifest(tmp_path / "data", [
+        dataclasses.replace(c, image=tmp_path / "data" / c.image.relative_to(run_folder / "scans"),
+                            mask=tmp_path / "data" / c.mask.relative_to(run_folder / "scans"), part=part)
+        for c, part in zip(cases, parts, strict=True)])
+    cases = read_manifest(tmp_path / "data")
+    split = procedure.split_without_flaws(cases, 0, published=True)
+    assert [[c.part for c in part] for part in (split.train, split.validation, split.test)] == [
+        ["train"] * 4, ["validation"], ["test"] * 2]
+    assert procedure.split_without_flaws(cases, 0) == split_cases(cases, 0)
+    leaking = [dataclasses.replace(c, patient="one") for c in cases]
+    for wrong, said in ((leaking, "patients in two parts"), (cases[:2], "no case in the published validation and test"),
+                        ([dataclasses.replace(cases[0], part=""), *cases[1:]], "1 of 7 cases without")):
+        with pytest.raises(ScanError, match=said):
+            procedure.split_without_flaws(wrong, 0, published=True)

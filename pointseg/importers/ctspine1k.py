@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pointseg.importers import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, read_pair
+from pointseg.importers.base import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, read_pair
 
 SOURCE, MODALITY, MASK_EXTENT = "ctspine1k", "CT", WHOLE
 LAYOUT = "NAME.nii.gz and NAME_seg.nii.gz, in any folders"

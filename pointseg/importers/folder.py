@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pointseg.files import ScanError
-from pointseg.importers import BODIES, LEVELS, NUMBERS, WHOLE, Found, LeftOut, Read, read_pair
+from pointseg.importers.base import BODIES, LEVELS, NUMBERS, WHOLE, Found, LeftOut, Read, read_pair
 from pointseg.volume import BACKGROUND, UNLABELLED, VERTEBRA, stem
 
 MEANINGS = {"background": BACKGROUND, "unlabelled": UNLABELLED, "vertebra": VERTEBRA, **NUMBERS}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pointseg.importers import BODIES, NUMBERS, Found, LeftOut, Read, files_below, joined, read_frames_like
+from pointseg.importers.base import BODIES, NUMBERS, Found, LeftOut, Read, files_below, joined, read_frames_like
 
 SOURCE, MODALITY, MASK_EXTENT = "myosegmentum", "MR", BODIES
 LAYOUT = "NN/vertebrae/WATER.dcm (or T2star, FAT ..) beside L1_NN.mha .. L5_NN.mha"

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from pointseg.files import ScanError
-from pointseg.importers import BODIES, Found, LeftOut, Read, files_below, read_pair
+from pointseg.importers.base import BODIES, Found, LeftOut, Read, files_below, read_pair
 from pointseg.reading import read_image
 from pointseg.volume import VERTEBRA, Geometry, shown_values
 

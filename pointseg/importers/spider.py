@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from pointseg.files import ScanError
-from pointseg.importers import LEVELS, NUMBERS, WHOLE, Found, LeftOut, Read, files_below, heights_mm, relabel
+from pointseg.importers.base import LEVELS, NUMBERS, WHOLE, Found, LeftOut, Read, files_below, heights_mm, relabel
 from pointseg.reading import read_image
 from pointseg.volume import BACKGROUND, UNLABELLED, on_grid_of
 

@@ -8,7 +8,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from pointseg.importers import NUMBERS, WHOLE, Found, LeftOut, Read, files_below, joined
+from pointseg.importers.base import NUMBERS, WHOLE, Found, LeftOut, Read, files_below, joined
 from pointseg.reading import read_image
 
 SOURCE, MODALITY, MASK_EXTENT = "totalsegmentator", "CT", WHOLE

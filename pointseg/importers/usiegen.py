@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pointseg.importers import BODIES, NUMBERS, Found, LeftOut, Read, files_below, joined, read_frames_like
+from pointseg.importers.base import BODIES, NUMBERS, Found, LeftOut, Read, files_below, joined, read_frames_like
 from pointseg.volume import Geometry
 
 SOURCE, MODALITY, MASK_EXTENT = "usiegen", "MR", BODIES

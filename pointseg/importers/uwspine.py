@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from pointseg.datasets import CENTROIDS
 from pointseg.files import ScanError
-from pointseg.importers import LEVELS, LUMBAR, Found, LeftOut, Read, files_below, like
+from pointseg.importers.base import LEVELS, LUMBAR, Found, LeftOut, Read, files_below, like
 from pointseg.reading import read_image
 from pointseg.volume import BACKGROUND, UNLABELLED, stem
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from pointseg.importers import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, read_pair
+from pointseg.importers.base import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, read_pair
 
 SOURCE, MODALITY, MASK_EXTENT = "verse", "CT", WHOLE
 LAYOUT = "rawdata/sub-*/*_ct.nii.gz and derivatives/sub-*/*_seg-vert_msk.nii.gz"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pointseg.importers import LUMBAR, WHOLE, Found, LeftOut, Read, files_below, read_pair
+from pointseg.importers.base import LUMBAR, WHOLE, Found, LeftOut, Read, files_below, read_pair
 
 SOURCE, MODALITY, MASK_EXTENT = "xvertseg", "CT", WHOLE
 LAYOUT = "Data1/images/imageNNN.mhd and Data1/masks/maskNNN.mhd"

@@ -1,0 +1,163 @@
+"""From a raw folder to a dataset folder, the same for every dataset."""
+
+import csv
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm.auto import tqdm
+
+from pointseg.datasets import CENTROIDS, MANIFEST, NAMELESS, Case, read_manifest, split_cases, write_manifest
+from pointseg.files import ScanError, check_folder, whole_file, write_image
+from pointseg.importers.base import LEVELS, LUMBAR, NUMBERS, Found, LeftOut, Read, cranial_to_caudal
+from pointseg.volume import BACKGROUND, UNLABELLED, VERTEBRA
+
+REPORT = "import.csv"
+
+
+@dataclass
+class Report:
+    """What became of a raw folder."""
+
+    source: str
+    taken: list[Case] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)  # by case
+
+    def __str__(self) -> str:
+        cases = self.taken
+        lines = [f"{self.source}: {len(cases)} scans of {len({c.patient for c in cases})} patients taken, "
+                 f"{len(self.left_out)} left out"]
+        lines += [f"  left out: {x.case}: {x.why}" for x in self.left_out]
+        lines += [f"  flaw, so not used in training: {c.case}: {c.flaw}" for c in cases if c.flaw]
+        lines += [f"  note: {case}: {note}" for case, note in self.notes.items()]
+        counts = Counter(level for c in cases for level in c.levels)
+        lines.append("  labelled: " + ", ".join(f"{level} in {n}" for level, n in counts.items()))
+        if any(not c.names_levels for c in cases):
+            lines.append("  its vertebrae have no levels, so it serves 2-class models alone: train --axis transverse")
+        if any(c.mask_extent == CENTROIDS for c in cases):
+            lines.append("  it knows one point a vertebra: the weakest labels; evaluate scores their identification")
+        usable = [c for c in cases if not c.flaw]
+        if len({c.patient for c in usable}) >= 3:
+            split = split_cases(usable)
+            lines.append(f"  split by patient, seed 0: {len(split.train)} to train, {len(split.validation)} to "
+                         f"validate, {len(split.test)} to test")
+        if any(c.part for c in cases):
+            parts = Counter(c.part or "none" for c in cases)
+            lines.append(f"  published split: {', '.join(f'{n} {part}' for part, n in parts.items())}; "
+                         "table1 and train take it with --published-split")
+        return "\n".join(lines)
+
+
+def convert(module, raw: Path, out: Path) -> Report:
+    """Convert a raw folder to a dataset folder; sources that `out` holds already stay in its manifest.
+
+    Images go to OUT/SOURCE/CASE_img.nii.gz, masks to CASE_vert.nii.gz, and OUT/SOURCE/import.csv says what became of
+    each scan.  A scan that cannot be used is left out, with the reason; of several copies of an image the first is
+    taken.  The manifest is written last, so a conversion that was broken off leaves the old one.
+    """
+    if not raw.is_dir():
+        raise ScanError(f"{raw}: no such folder, expected the raw dataset; check the path")
+    check_folder(out)
+    if raw.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ScanError(f"{out}: lies in the raw folder {raw}, expected a folder elsewhere; change OUT_DIR")
+    others = [c for c in read_manifest(out) if c.source != module.SOURCE] if (out / MANIFEST).exists() else []
+    report, copies = Report(module.SOURCE), Copies()
+    entries = list(module.find(raw))
+    if not any(isinstance(e, Found) for e in entries):
+        raise ScanError(f"{raw}: found no scan with a mask, expected {module.LAYOUT}; check the path"
+                        + "".join(f"; left out {e.case}: {e.why}" for e in entries[:3]))
+    _refuse_one_name(entries)
+    for found in tqdm(entries, module.SOURCE, unit="scan"):
+        try:
+            if isinstance(found, LeftOut):
+                report.left_out.append(found)
+                continue
+            read = module.read(found)
+            case = _write(module, found, read, copies, out)
+            report.taken.append(case)
+            if found.note:
+                report.notes[case.case] = found.note
+        except ScanError as error:
+            report.left_out.append(LeftOut(found.case, str(error)))
+    if not report.taken:
+        raise ScanError(f"{raw}: none of {len(entries)} scans could be used; the first: {report.left_out[0].why}")
+    _write_report(out / module.SOURCE / REPORT, report)
+    write_manifest(out, sorted([*others, *report.taken], key=lambda c: (c.source, c.case)))
+    return report
+
+
+def _write(module, found: Found, read: Read, copies: "Copies", out: Path) -> Case:
+    values = sitk.GetArrayViewFromImage(read.mask)
+    labelled = [int(v) for v in np.unique(values) if v not in (BACKGROUND, UNLABELLED)]
+    if not set(labelled) & {*LUMBAR, VERTEBRA}:
+        levels = ", ".join(LEVELS[v] for v in labelled) or "nothing"
+        raise ScanError(f"{found.masks[0] if found.masks else found.image}: labels {levels}, expected one of L1..L5")
+    twin, copied = copies.seen(found.case, read, labelled)
+    if twin:
+        raise ScanError(f"{found.image}: is a copy of {twin}'s image")
+    flaws = [read.flaw, *(f"{NAMELESS if v == VERTEBRA else LEVELS[v]} mask is a copy of case {other}'s"
+                          for v, other in copied.items())]
+    if NUMBERS["L6"] in labelled:
+        flaws.append("six lumbar vertebrae: L6 counts as background")
+    image, mask = (out / module.SOURCE / f"{found.case}_{kind}.nii.gz" for kind in ("img", "vert"))
+    if read.as_stored and found.image.name.endswith(".nii.gz"):
+        with whole_file(image) as part:
+            shutil.copyfile(found.image, part)
+    else:
+        write_image(image, read.image)
+    write_image(mask, read.mask)
+    levels = tuple(NAMELESS if v == VERTEBRA else LEVELS[v] for v in cranial_to_caudal(labelled))
+    return Case(module.SOURCE, found.case, found.patient, module.MODALITY, image, mask, module.MASK_EXTENT, levels,
+                "; ".join(filter(None, flaws)), found.part)
+
+
+class Copies:
+    """Remembers images and the masks of single vertebrae, to find the same ones under other names."""
+
+    def __init__(self):
+        self.images: dict[str, str] = {}
+        self.masks: dict[tuple[int, str], str] = {}
+
+    def seen(self, case: str, read: Read, labelled: Sequence[int]) -> tuple[str, dict[int, str]]:
+        """-> the case that has this very image, or "", and by mask value the case that has this very vertebra."""
+        image = _hash(sitk.GetArrayViewFromImage(read.image))
+        if twin := self.images.get(image):
+            return twin, {}
+        self.images[image] = case
+        copied, values = {}, sitk.GetArrayViewFromImage(read.mask)
+        for v in labelled:
+            where = values == v
+            # A handful of voxels may be alike by chance, or in tests.
+            key = (v, _hash(np.packbits(where), where.shape)) if np.count_nonzero(where) > 8 else (v, case)
+            if (other := self.masks.setdefault(key, case)) != case:
+                copied[v] = other
+        return "", copied
+
+
+def _hash(values: np.ndarray, shape: tuple[int, ...] = ()) -> str:
+    digest = hashlib.sha256(repr((values.shape, shape, values.dtype.str)).encode())
+    for plane in values:
+        digest.update(np.ascontiguousarray(plane))
+    return digest.hexdigest()
+
+
+def _refuse_one_name(entries: Iterable[Found | LeftOut]) -> None:
+    cases = Counter(e.case for e in entries if isinstance(e, Found))
+    if twice := [case for case, n in cases.items() if n > 1]:
+        raise ScanError(f"found several scans of one name ({', '.join(twice[:5])}), expected one each; "
+                        "move the others out of the raw folder")
+
+
+def _write_report(path: Path, report: Report) -> None:
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("case", "taken", "why"))
+        writer.writerows((c.case, "yes", "; ".join(filter(None, (c.flaw, report.notes.get(c.case)))))
+                         for c in report.taken)
+        writer.writerows((x.case, "no", x.why) for x in report.left_out)
