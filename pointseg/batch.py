@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pointseg import plausible, plot
+from pointseg.datasets import MANIFEST, read_manifest
 from pointseg.dicom import holds_dicom
 from pointseg.files import WRITABLE, ScanError, check_format, first_line, whole_file
 from pointseg.model import Model, load_model
@@ -58,7 +59,8 @@ class Outcome:
 def find_scans(paths: Sequence[Path]) -> list[Path]:
     """Each path that is a scan (a file, a DICOM folder, or missing: to be reported), and the scans below the others.
 
-    Of a folder without DICOM files every file with a scan's ending is one, and of its folders the same.
+    Of a dataset folder these are the images of its manifest; of one without DICOM files every file with a scan's
+    ending, and in its folders the same.
     """
     scans: list[Path] = []
     for path in paths:
@@ -71,6 +73,9 @@ def find_scans(paths: Sequence[Path]) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
+    if (folder / MANIFEST).is_file():
+        yield from (case.image for case in read_manifest(folder))
+        return
     if holds_dicom(folder):
         yield folder
         return

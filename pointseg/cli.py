@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
                 "a record with volumes and warnings. Several scans go into a folder, which gets a summary.csv as well; "
                 "started again, only what is missing is done. Exit status 1 says that a scan failed.")
     p.add_argument("scan", type=Path, nargs="+", metavar="SCAN",
-                   help="a scan: a file or a DICOM folder; or a folder of scans")
+                   help="a scan: a file or a DICOM folder; or a folder of scans; or a dataset folder")
     p.add_argument("--model", type=Path, required=True, help="a model that table1 or train wrote")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="MASK",
                    help="mask to write: .nii.gz, .nii, .mha or .nrrd; or a folder, for any number of scans")

@@ -16,6 +16,7 @@ import torch
 from test_hostile import TINY, good, image_of, model, save, values, write_slices  # noqa: F401, fixtures
 
 from pointseg import batch, cli
+from pointseg.datasets import Case, write_manifest
 from pointseg.files import ScanError
 from pointseg.model import Model, load_model, save_model
 
@@ -171,6 +172,13 @@ def test_scans_below_a_folder(scans):
     assert [p.name for p in batch.find_scans([scans])] == ["a.nii.gz", "b.1.mhd", "c", "d.nii"]
     assert batch.find_scans([scans / "c"]) == [scans / "c"]  # a DICOM folder is one scan
     assert [p.name for p in batch.find_scans([scans / "a.nii.gz", scans / "a.nii.gz"])] == ["a.nii.gz"]
+
+
+def test_scans_of_a_dataset_folder(scans, tmp_path):
+    """The images of its manifest, and not the masks, which lie beside them."""
+    case = Case("mine", "1", "1", "CT", scans / "a.nii.gz", scans / "d.nii")
+    write_manifest(scans, [case])
+    assert batch.find_scans([scans]) == [scans / "a.nii.gz"]
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
