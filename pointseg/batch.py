@@ -25,9 +25,9 @@ from pointseg.datasets import MANIFEST, read_manifest
 from pointseg.dicom import holds_dicom
 from pointseg.files import WRITABLE, ScanError, check_format, first_line, whole_file
 from pointseg.model import Model, load_model
+from pointseg.reading import SCAN_ENDINGS
 from pointseg.volume import CLASSES, read_volume, stem, write_mask
 
-SCANS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
 SUMMARY = "summary.csv"
 VERTEBRAE = CLASSES[1:]
 
@@ -66,7 +66,7 @@ def find_scans(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         found = list(_below(path)) if path.is_dir() else [path]
         if not found:
-            raise ScanError(f"{path}: found no scan in this folder, expected DICOM files or {', '.join(SCANS)}; "
+            raise ScanError(f"{path}: found no scan in this folder, expected DICOM files or {', '.join(SCAN_ENDINGS)}; "
                             "check the path")
         scans += found
     return list(dict.fromkeys(scans))
@@ -84,7 +84,7 @@ def _below(folder: Path) -> Iterator[Path]:
             continue
         if path.is_dir():
             yield from _below(path)
-        elif path.name.lower().endswith(SCANS):
+        elif path.name.lower().endswith(SCAN_ENDINGS):
             yield path
 
 

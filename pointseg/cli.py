@@ -73,15 +73,14 @@ def parser() -> argparse.ArgumentParser:
     p = p.add_argument_group("of folder alone")
     p.add_argument("--labels", nargs="+", metavar="VALUE=NAME", help="what the masks' values mean: C1..C7, T1..T13, "
                    "L1..L6, S1, background, unlabelled, or vertebra where levels are not known; such as 1=L1 2=L2")
-    p.add_argument("--images", default="images/*", metavar="PATTERN", help="images below RAW_DIR, with one * for the "
-                   "case (default images/*)")
-    p.add_argument("--masks", default="masks/*", metavar="PATTERN", help="masks, where * is the same as in the image "
-                   "(default masks/*), such as masks/*_seg.nii.gz")
-    p.add_argument("--source", default="folder", metavar="NAME", help="what to call the dataset (default folder)")
-    p.add_argument("--modality", choices=("CT", "MR"), default="", help="told by the intensities where not given")
-    p.add_argument("--mask-extent", choices=("bodies", "whole"), default="whole",
-                   help="what a mask covers of a vertebra (default whole)")
-    p.add_argument("--patient", default="", metavar="REGEX", help="its first group, in the case's name, is the "
+    p.add_argument("--images", metavar="PATTERN", help="images below RAW_DIR, with one * for the case (default "
+                   "images/*)")
+    p.add_argument("--masks", metavar="PATTERN", help="masks, where * is the same as in the image (default masks/*), "
+                   "such as masks/*_seg.nii.gz or */mask.nii.gz")
+    p.add_argument("--source", metavar="NAME", help="what to call the dataset (default folder)")
+    p.add_argument("--modality", choices=("CT", "MR"), help="told by the intensities where not given")
+    p.add_argument("--mask-extent", choices=("bodies", "whole"), help="what masks cover of a vertebra (default whole)")
+    p.add_argument("--patient", metavar="REGEX", help="its first group, in the case's name, is the "
                    "patient; without it each case is one")
 
     p = command("segment", segment, "segment scans", "Segment scans (NIfTI, MHA, NRRD, DICOM). A mask has its scan's "
@@ -221,8 +220,10 @@ def import_dataset(options: argparse.Namespace) -> None:
     module = importer(options.name)
     if options.name == "folder":
         module = module.Folder.of(options)
-    elif options.labels:
-        raise ScanError(f"--labels: {options.name} has a scheme of its own; leave it out")
+    elif given := [o for o in ("labels", "images", "masks", "source", "modality", "mask_extent", "patient")
+                   if getattr(options, o)]:
+        raise ScanError(f"--{given[0].replace('_', '-')}: is for import folder alone, since {options.name} has a "
+                        "layout of its own; leave it out")
     report = convert(module, options.raw, options.out)
     print(f"{report}\nwritten to {options.out}: {module.SOURCE}/ and manifest.csv")
 

@@ -71,13 +71,7 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
         found = "no such folder" if not Path(folder).is_dir() else f"no {MANIFEST} in this folder"
         raise ScanError(f"{folder}: {found}, expected a dataset folder; check the path, or write one "
                         "as data/README.md says")
-    try:
-        with open(manifest, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark
-            reader = csv.DictReader(file)
-            columns = tuple(reader.fieldnames or ())
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ScanError(f"{manifest}: cannot be read ({error}), expected UTF-8 text; save it as CSV again") from None
+    columns, rows = read_rows(folder)
     if missing := [c for c in REQUIRED if c not in columns]:
         raise ScanError(f"{manifest}: found columns {', '.join(columns) or 'none'}, missing {', '.join(missing)}; "
                         "add them to the first line")
@@ -98,21 +92,56 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
     return chosen
 
 
+def read_rows(folder: str | Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a folder's manifest and its rows, each with the number of its line; nothing where it has none."""
+    manifest = Path(folder) / MANIFEST
+    if not manifest.exists():
+        return [], []
+    try:
+        with open(manifest, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            return columns, [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ScanError(f"{manifest}: cannot be read ({error}), expected UTF-8 text; save it as CSV again") from None
+
+
+def add_to_manifest(folder: str | Path, cases: Sequence[Case]) -> int:
+    """Add cases to a folder's manifest, or write one; what it holds already stays, with columns of its own.
+
+    A case of the same source and name is replaced.   -> how many others of these cases' sources there were.
+    """
+    columns, rows = read_rows(folder)
+    new, sources = {(c.source, c.case) for c in cases}, {c.source for c in cases}
+    old = [row for _, row in rows if (row.get("source"), row.get("case")) not in new]
+    columns += [c for c in (*COLUMNS, *((PART,) if any(c.part for c in cases) else ())) if c not in columns]
+    every = sorted([*old, *(_row(folder, c) for c in cases)], key=lambda row: (row["source"] or "", row["case"] or ""))
+    _write_rows(Path(folder), columns, every)
+    return sum(row.get("source") in sources for row in old)
+
+
 def write_manifest(folder: str | Path, cases: Iterable[Case]) -> None:
     """Write manifest.csv with paths relative to the folder, atomically."""
-    folder, cases = Path(folder), list(cases)
+    cases = list(cases)
     columns = (*COLUMNS, PART) if any(c.part for c in cases) else COLUMNS
+    _write_rows(Path(folder), columns, [_row(folder, c) for c in cases])
+
+
+def _row(folder: str | Path, case: Case) -> dict[str, str]:
+    image, mask = (Path(os.path.relpath(path, folder)) for path in (case.image, case.mask))
+    if ".." in image.parts + mask.parts:
+        raise ScanError(f"{case.name}: found {case.image} and {case.mask}, expected paths inside {folder}; "
+                        "move the files there")
+    values = (case.source, case.case, case.patient, case.modality, image.as_posix(), mask.as_posix(), case.mask_extent,
+              " ".join(case.levels), case.flaw, case.part)
+    return dict(zip((*COLUMNS, PART), values, strict=True))
+
+
+def _write_rows(folder: Path, columns: Sequence[str], rows: Iterable[dict[str, str]]) -> None:
     with whole_file(folder / MANIFEST) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for c in cases:
-            image, mask = (Path(os.path.relpath(path, folder)) for path in (c.image, c.mask))
-            if ".." in image.parts + mask.parts:
-                raise ScanError(f"{c.name}: found {c.image} and {c.mask}, expected paths inside {folder}; "
-                                "move the files there")
-            row = (c.source, c.case, c.patient, c.modality, image.as_posix(), mask.as_posix(), c.mask_extent,
-                   " ".join(c.levels), c.flaw, c.part)
-            writer.writerow(row[:len(columns)])
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def cases_with_levels(cases: Sequence[Case]) -> list[Case]:

@@ -5,7 +5,6 @@ SimpleITK does not show; SimpleITK (GDCM) decodes the pixels.  Of two images tha
 """
 
 import contextlib
-import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -182,39 +181,19 @@ def _frame_places(path: Path, header: Header) -> Places:
 
 def _stored(source: Path, headers: Sequence[Header], places: Places, notes: Sequence[str]) -> Stored:
     """Pixels in the order of their places, on the grid that these make."""
-    across, down = places.rows_columns[:3], places.rows_columns[3:]
-    if (np.abs([across @ across - 1, down @ down - 1, across @ down]) > COSINE_TOLERANCE).any():
-        raise ScanError(f"{source}: found ImageOrientationPatient {_shown(places.rows_columns)}, expected two "
-                        "perpendicular directions of length 1; export the scan again")
-    normal = np.cross(across, down)
-    along_mm = places.positions @ normal
-    order = np.argsort(along_mm, kind="stable")
-    if len(headers) == 1 and (np.diff(along_mm) < 0).all():  # frames stay as they are stored: masks are drawn on them
-        normal, order = -normal, np.arange(len(along_mm))
-    positions = places.positions[order]
-    if len(positions) < 2:
-        raise ScanError(f"{source}: found a single slice, expected a scan; look for the other files of its series")
-    steps_mm = [b - a for a, b in itertools.pairwise(positions @ normal)]
-    if not min(steps_mm) > (1 - UNEVEN_MAX) * max(steps_mm):
-        repeated = "; some positions occur twice, as in several echoes or time points" if min(steps_mm) < 1e-3 else ""
-        raise ScanError(f"{source}: found {len(positions)} slices {min(steps_mm):.3g} to {max(steps_mm):.3g} mm apart"
-                        f"{repeated}, expected even steps; look for missing, repeated or damaged files")
-    step_mm = float(np.mean(steps_mm))
-    sideways_mm = np.linalg.norm(positions[-1] - positions[0] - normal * step_mm * (len(positions) - 1))
-    if sideways_mm > min(places.spacing):
-        raise ScanError(f"{source}: found slices that move {sideways_mm:.3g} mm sideways from first to last (a tilted "
-                        "gantry), expected each straight above the other; resample the scan to a straight grid first")
+    order, normal, step_mm = _stack(source, places, keep_order=len(headers) == 1)
     if len(headers) == 1:
         image = _pixels(source, headers)
-        if image.GetDepth() != len(positions):
-            raise ScanError(f"{source}: found {image.GetDepth()} frames and the places of {len(positions)}, expected "
-                            "as many; copy or export the file again")
+        if image.GetDepth() != len(order):
+            raise ScanError(f"{source}: found {image.GetDepth()} frames and the places of {len(order)}, expected as "
+                            "many; copy or export the file again")
         if (order != np.arange(len(order))).any():
             image = sitk.GetImageFromArray(sitk.GetArrayViewFromImage(image)[order])
     else:
         image = _pixels(source, [headers[i] for i in order])
+    across, down = places.rows_columns[:3], places.rows_columns[3:]
     image.SetSpacing((places.spacing[1], places.spacing[0], step_mm))
-    image.SetOrigin(positions[0].tolist())
+    image.SetOrigin(places.positions[order[0]].tolist())
     image.SetDirection(np.stack([across, down, normal], axis=1).ravel().tolist())
     modality = str(headers[0].tags.get("Modality") or "")
     inverted = {str(h.tags.get("PhotometricInterpretation") or "") == "MONOCHROME1" for h in headers}
@@ -224,6 +203,35 @@ def _stored(source: Path, headers: Sequence[Header], places: Places, notes: Sequ
                             "expected MONOCHROME2; export the scan again")
         notes = [*notes, "inverted grey values (MONOCHROME1) turned round"]  # by GDCM, which reads them so
     return Stored(image, modality if modality in ("CT", "MR") else "", tuple(notes))
+
+
+def _stack(source: Path, places: Places, keep_order: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """Slices as one stack.   -> their order, the direction in which they follow each other, their distance in mm.
+
+    keep_order: slices that lie from last to first stay so, since masks may be drawn on them.
+    """
+    across, down = places.rows_columns[:3], places.rows_columns[3:]
+    if (np.abs([across @ across - 1, down @ down - 1, across @ down]) > COSINE_TOLERANCE).any():
+        raise ScanError(f"{source}: found ImageOrientationPatient {_shown(places.rows_columns)}, expected two "
+                        "perpendicular directions of length 1; export the scan again")
+    normal = np.cross(across, down)
+    along_mm = places.positions @ normal
+    if keep_order and (np.diff(along_mm) < 0).all():
+        normal, along_mm = -normal, -along_mm
+    order = np.argsort(along_mm, kind="stable")
+    if len(order) < 2:
+        raise ScanError(f"{source}: found a single slice, expected a scan; look for the other files of its series")
+    steps_mm = np.diff(along_mm[order])
+    if not steps_mm.min() > (1 - UNEVEN_MAX) * steps_mm.max():
+        repeated = "; some positions occur twice, as in several echoes or time points" if steps_mm.min() < 1e-3 else ""
+        raise ScanError(f"{source}: found {len(order)} slices {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart"
+                        f"{repeated}, expected even steps; look for missing, repeated or damaged files")
+    first, last = places.positions[order[[0, -1]]]
+    sideways_mm = np.linalg.norm(last - first - normal * steps_mm.sum())
+    if sideways_mm > min(places.spacing):
+        raise ScanError(f"{source}: found slices that move {sideways_mm:.3g} mm sideways from first to last (a tilted "
+                        "gantry), expected each straight above the other; resample the scan to a straight grid first")
+    return order, normal, float(steps_mm.mean())
 
 
 @_quiet()

@@ -19,6 +19,7 @@ from pointseg.dicom import COSINE_TOLERANCE, read_frames, read_series
 from pointseg.files import ScanError, Stored, first_line, native_messages, reason
 
 FORMATS = {"NiftiImageIO": "NIfTI", "MetaImageIO": "MHA", "NrrdImageIO": "NRRD", "GDCMImageIO": "DICOM"}
+SCAN_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
 COMPRESSION_MAX = 1100  # deflate packs no more than 1032 bytes into one
 SPACING_MM = (0.02, 50.0)  # outside, a header most likely holds metres, micrometres or nonsense
 EXTENT_MM, EXTENT_LITRES = 2500.0, 1000.0  # a larger scan is not of a person, and its 1 mm grid fills the memory

@@ -24,7 +24,8 @@ VERSE_L1 = 20  # VerSe: 1..7 = C1..C7, 8..19 = T1..T12, 20..25 = L1..L6, 26 sacr
 VERSE_TO_CLASS = {v: v - VERSE_L1 + 1 if VERSE_L1 <= v < VERSE_L1 + 5 else BACKGROUND for v in range(29)}
 VERTEBRA = 99  # in the masks of dataset folders beside VerSe's numbers: a vertebra of unknown level
 SCHEMES = {"verse": VERSE_TO_CLASS, "classes": {c: c for c in range(len(CLASSES))},  # mask value -> class
-           "dataset": VERSE_TO_CLASS | {UNLABELLED: UNLABELLED}, "vertebra": {BACKGROUND: BACKGROUND, VERTEBRA: 1}}
+           "dataset": VERSE_TO_CLASS | {UNLABELLED: UNLABELLED},
+           "vertebra": {BACKGROUND: BACKGROUND, VERTEBRA: 1, UNLABELLED: UNLABELLED}}
 
 GRID_TOLERANCE_VOXELS = 0.1  # headers hold rounded numbers; below half a voxel the nearest neighbour is the same
 OUTSIDE_MAX = 0.01  # share of a mask's labelled voxels that may lie outside its scan

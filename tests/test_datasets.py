@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from pointseg.datasets import Case, Split, largest_remainder, read_manifest, split_cases, write_manifest
-from pointseg.volume import Geometry, ScanError, Volume, write_volume
+from pointseg.files import write_image
+from pointseg.volume import Geometry, ScanError, Volume, to_own_geometry, write_volume
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -155,6 +156,19 @@ def test_round_trip(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["a", "b", "manifest.csv"]
 
 
+def test_published_parts(folder):
+    """A column that is there only where a source has one; the others read as before."""
+    cases = read_manifest(folder)
+    assert "part" not in (folder / "manifest.csv").read_text().splitlines()[0]
+    parted = [replace(c, part=part) for c, part in zip(cases, ("train", "", "test"), strict=True)]
+    write_manifest(folder, parted)
+    assert read_manifest(folder) == parted
+    assert (folder / "manifest.csv").read_text().splitlines()[0].endswith(",flaw,part")
+    edit(folder, ",test", ",exam")
+    with pytest.raises(ScanError, match="line 4: part is exam, expected train, validation, test or nothing"):
+        read_manifest(folder)
+
+
 def test_read_case(folder):
     volume = read_manifest(folder)[1].read()
     assert (volume.name, volume.modality, volume.spacing_mm) == ("a/2", "MR", (3, 2, 1))
@@ -223,6 +237,21 @@ def test_case_without_a_lumbar_vertebra(folder):
     write_volume(cases[0].image, image, cases[0].mask)
     with pytest.raises(ScanError, match="1_vert.nii.gz: found no voxel of L1..L5.*remove a/1"):
         cases[0].read()
+
+
+def test_a_case_may_hide_voxels_but_not_all(folder):
+    """255 is unlabelled; a mask of nothing but that has nothing to teach either.  99 is a vertebra of unknown level."""
+    case, array = read_manifest(folder)[0], np.zeros((2, 3, 4), np.uint8)
+    image = to_own_geometry(array, Geometry.canonical(array.shape, (3, 2, 1)))
+    for values, levels, expected in (([255, 20], ("L1",), [255, 1]), ([99, 0], ("vertebra",), [1, 0])):
+        array[0, 0, :2] = values
+        write_image(case.mask, to_own_geometry(array, Geometry.of(image)))
+        assert replace(case, levels=levels).read().mask[0, 0, :2].tolist() == expected
+    for values, levels, said in ((255, ("L1",), "no voxel of L1..L5"), (99, ("L1",), "mask values 99, expected"),
+                                 (20, ("vertebra",), "mask values 20, expected whole numbers 0, 99")):
+        write_image(case.mask, to_own_geometry(np.full_like(array, values), Geometry.of(image)))
+        with pytest.raises(ScanError, match=said):
+            replace(case, levels=levels).read()
 
 
 def test_failed_write_keeps_the_old_manifest(folder):

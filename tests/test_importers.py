@@ -1,8 +1,11 @@
 """Each public dataset from its published layout, with its traps planted: taken right, or left out by name."""
 
 import csv
+import gzip
 import json
 import shutil
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from pointseg import cli, importers
 from pointseg.datasets import published_split, read_manifest, split_cases
 from pointseg.files import ScanError
 from pointseg.importers import convert, plos, spider, usiegen, uwspine, verse
+from pointseg.importers.base import Found, LeftOut
 from pointseg.points import sample_points
 from pointseg.volume import UNLABELLED, Geometry, read_volume
 
@@ -101,7 +105,8 @@ def test_xvertseg(tmp_path, capsys):
         save(data / "masks" / f"mask{number}.mhd", stored(xvertseg_values(truth(seed=seed))))
     save(data.parent / "Data2" / "images" / "image016.mhd", stored(picture(truth(), 9)))
     (data / "scores").mkdir()
-    (data / "scores" / "scores.csv").write_text("image,L1,L2,L3,L4,L5\nimage001,0,0,1,0,0\nimage002,2,0,0,0,3\n")
+    (data / "scores" / "scores.csv").write_text("image,L1,L2,L3,L4,L5\nimage001,0,0,1,0,0\nimage002,2,0,0,0,3\n"
+                                                    "4,1,1,1,1,1\n")  # a count, say: not image004
     cases, said = run("xvertseg", tmp_path / "raw", tmp_path / "out", capsys)
     assert list(cases) == ["001", "002", "003", "004"]
     for seed, case in enumerate(cases.values()):
@@ -343,6 +348,26 @@ def test_uwspine_faults(tmp_path, capsys, line, why):
     uw_case(tmp_path / "raw", "spine-1/p2", "2", 1, lines=[line])
     cases, _ = run("uwspine", tmp_path / "raw", tmp_path / "out", capsys)
     assert list(cases) == ["1"] and why in left_out(tmp_path / "out", "uwspine")["2"]
+
+
+def test_uwspine_test_data_without_patients(tmp_path, capsys):
+    """spine-test-data/SCAN/SCAN.nii.gz, or flat: each its own patient, not all of them one."""
+    for number in range(3):
+        uw_case(tmp_path / "raw", "spine-test-data", f"{number}", number)
+        for path in (tmp_path / "raw" / "spine-test-data" / f"{number}").iterdir():
+            shutil.copy(path, tmp_path / "flat" / path.name) if (tmp_path / "flat").mkdir(exist_ok=True) is None else 0
+    for raw in ("raw", "flat"):
+        cases, _ = run("uwspine", tmp_path / raw, tmp_path / f"out {raw}", capsys)
+        assert [c.patient for c in cases.values()] == ["uwspine-0", "uwspine-1", "uwspine-2"]
+
+
+def test_uwspine_beyond_the_last_point_nothing_is_background(tmp_path, capsys):
+    path = uw_case(tmp_path / "raw", "spine-1/p1", "1", 0)
+    lines = path.with_name("1.lml").read_text().splitlines()
+    path.with_name("1.lml").write_text("\n".join(x for x in lines if x[:3] not in ("220", "230", "240")))
+    cases, _ = run("uwspine", tmp_path / "raw", tmp_path / "out", capsys)
+    mask = cases["1"].read().mask
+    assert (mask[HEIGHTS[21] + 4 :] == UNLABELLED).all() and {1, 2} <= set(np.unique(mask))
 
 
 def test_uwspine_people_by_either_folder():
@@ -613,15 +638,42 @@ def test_folder(tmp_path, capsys):
 @pytest.mark.parametrize(("options", "said"), [
     ([], "--labels is missing"), (["--labels", "7"], "found '7', expected VALUE=NAME"),
     (["--labels", "7=L9"], "found '7=L9'"), (["--labels", "x=L1"], "found 'x=L1'"),
-    (["--labels", "1=vertebra", "2=L1"], "one or the other"), ([*LABELS, "--images", "img"], "one * in the file name"),
-    ([*LABELS, "--masks", "*/*.mha"], "one * in the file name"), ([*LABELS, "--patient", "("], "--patient"),
+    (["--labels", "1=vertebra", "2=L1"], "one or the other"), ([*LABELS, "--images", "img"], "one * for the case"),
+    ([*LABELS, "--masks", "*/*.mha"], "one * for the case"), ([*LABELS, "--masks", "../*.mha"], "inside RAW_DIR"),
+    ([*LABELS, "--patient", "("], "--patient"),
     ([*LABELS, "--patient", "P"], "no group"), ([*LABELS, "--source", "a/b"], "--source"),
+    ([*LABELS, "--source", ".."], "--source"),
     (LABELS, "found no scan with a mask, expected images/\\* and masks/\\*")])
 def test_folder_options(tmp_path, capsys, options, said):
     (tmp_path / "raw").mkdir()
     assert cli.main(["import", "folder", str(tmp_path / "raw"), str(tmp_path / "out"), *options]) == 1
     assert said.replace("\\", "") in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_folder_of_folders(tmp_path, capsys):
+    """A folder a patient, where the star stands for the folder; sidecars are no scans; vertebrae without levels."""
+    for seed in range(2):
+        save(tmp_path / "raw" / f"p{seed}" / "ct.nii.gz", stored(picture(truth(seed=seed), seed)))
+        save(tmp_path / "raw" / f"p{seed}" / "seg.nii.gz", stored((truth(seed=seed) > 0).astype(np.uint8)))
+    values = np.where(truth(seed=1) == 24, 2, truth(seed=1) > 0).astype(np.uint8)
+    save(tmp_path / "raw" / "p1" / "seg.nii.gz", stored(values))
+    cases, _ = run("folder", tmp_path / "raw", tmp_path / "out", capsys, "--images", "*/ct.nii.gz", "--masks",
+                   "*/seg.nii.gz", "--labels", "1=vertebra", "2=unlabelled", "--source", "mine")
+    assert list(cases) == ["p0", "p1"] and cases["p1"].levels == ("vertebra",)
+    mask = cases["p1"].read().mask
+    assert (mask[truth(seed=1) == 24] == UNLABELLED).all() and set(np.unique(mask)) == {0, 1, UNLABELLED}
+    for seed in range(2):
+        save(tmp_path / "flat" / "images" / f"p{seed}.nii.gz", stored(picture(truth(seed=seed), seed)))
+        (tmp_path / "flat" / "images" / f"p{seed}.json").write_text("{}")
+        save(tmp_path / "flat" / "masks" / f"p{seed}.nii.gz", stored(folder_values()))
+    cases, _ = run("folder", tmp_path / "flat", tmp_path / "out", capsys, *LABELS, "--source", "flat")
+    assert list(cases) == ["p0", "p1"]
+
+
+def test_options_of_folder_are_for_folder(tmp_path, capsys):
+    assert cli.main(["import", "plos", str(small(tmp_path / "raw")), str(tmp_path / "out"), "--images", "x/*"]) == 1
+    assert "--images: is for import folder alone" in capsys.readouterr().err
 
 
 # --- what all share ---
@@ -646,8 +698,129 @@ def test_sources_share_a_folder(tmp_path, capsys):
     verse_case(tmp_path / "v", "sub-verse004", "sub-verse004", 0)
     run("verse", tmp_path / "v", tmp_path / "out", capsys)
     assert [c.name for c in read_manifest(tmp_path / "out")] == ["verse/sub-verse004", "xvertseg/001", "xvertseg/002"]
-    run("xvertseg", small(tmp_path / "y", ("003",)), tmp_path / "out", capsys)  # a source is replaced as a whole
-    assert [c.name for c in read_manifest(tmp_path / "out")] == ["verse/sub-verse004", "xvertseg/003"]
+
+
+def test_a_dataset_may_come_in_several_archives(tmp_path, capsys):
+    """What the manifest holds already stays, in its own columns too; the same case is replaced; a file that was lost
+    is restored by another run."""
+    run("xvertseg", small(tmp_path / "x"), tmp_path / "out", capsys)
+    manifest = tmp_path / "out" / "manifest.csv"
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([lines[0] + ",age", lines[1] + ",60", lines[2] + ",61"]))
+    (tmp_path / "out" / "xvertseg" / "002_img.nii.gz").unlink()
+    cases, said = run("xvertseg", small(tmp_path / "y", ("002", "003")), tmp_path / "out", capsys)
+    assert list(cases) == ["001", "002", "003"] and "1 others that were there stay" in said
+    assert [line.split(",")[-1] for line in manifest.read_text().splitlines()] == ["age", "60", "", ""]
+    verse_case(tmp_path / "v1", "sub-verse004", "sub-verse004", 0)
+    verse_case(tmp_path / "v2" / "dataset-03test", "sub-verse600", "sub-verse600", 1)
+    for raw in ("v1", "v2"):
+        cases, _ = run("verse", tmp_path / raw, tmp_path / "out", capsys)
+    assert {c.case: c.part for c in cases.values()} == {"sub-verse004": "", "sub-verse600": "test"}
+
+
+def test_different_scans_of_one_name_are_left_out_and_copies_taken_once(tmp_path, capsys):
+    raw = small(tmp_path / "raw" / "old", ("001", "002"))
+    for number, seed in (("001", 5), ("002", 2)):
+        folder = raw.parent / "new" / "Data1"
+        save(folder / "images" / f"image{number}.mhd", stored(picture(truth(seed=seed), seed)))
+        save(folder / "masks" / f"mask{number}.mhd", stored(xvertseg_values(truth(seed=seed))))
+    for path in (raw / "Data1").rglob("*00[12].*"):
+        if path.suffix == ".mhd":  # the header alone would be alike: a scan in one file shows the difference
+            sitk.WriteImage(sitk.ReadImage(str(path)), str(path.with_suffix(".mha")))
+    cases = [Found("a", "p", raw / "Data1" / "images" / "image001.mha", ()),
+             Found("a", "p", raw / "Data1" / "images" / "image002.mha", ()),
+             Found("b", "p", raw / "Data1" / "images" / "image001.mha", ()),
+             Found("b", "p", shutil.copy(raw / "Data1" / "images" / "image001.mha", tmp_path / "copy.mha"), ())]
+    a, b, copy = convert._one_of_each_name([*cases[:3], replace(cases[3], image=Path(cases[3].image))])
+    assert isinstance(a, LeftOut) and "image001.mha" in a.why and "image002.mha" in a.why and "one name" in a.why
+    assert b == cases[2] and isinstance(copy, LeftOut) and "is the same file" in copy.why
+
+
+def test_masks_whose_header_does_not_fit_are_a_flaw(tmp_path, capsys):
+    """Of the image's size, but two voxels off, or of another spacing: one of the two headers is wrong."""
+    raw = small(tmp_path / "raw", ("001", "002", "003"))
+    mask = stored(xvertseg_values(truth(seed=2)), origin=(5.0, -7.0, 5.0))
+    save(raw / "Data1" / "masks" / "mask002.mhd", mask)
+    mask = stored(xvertseg_values(truth(seed=3)))
+    mask.SetSpacing((1.9, 2.4, 2.9))
+    save(raw / "Data1" / "masks" / "mask003.mhd", mask)
+    cases, _ = run("xvertseg", raw, tmp_path / "out", capsys)
+    assert not cases["001"].flaw
+    for number in ("002", "003"):
+        assert cases[number].flaw.startswith(f"mask{number}.mhd has the image's size, but lies elsewhere")
+
+
+def test_levels_that_cannot_be_are_a_flaw(tmp_path, capsys):
+    """A vertebra that nobody labelled between two that are; two that changed places; a scan upside down."""
+    for number, change in (("001", {21: 0}), ("002", {21: 22, 22: 21}), ("003", {}), ("004", {24: 0})):
+        mask = truth(seed=int(number))
+        image = stored(picture(mask, int(number)))
+        mask = np.select([mask == v for v in change], list(change.values()), mask.astype(int)) if change else mask
+        save(tmp_path / "raw" / "Data1" / "images" / f"image{number}.mhd", image)
+        save(tmp_path / "raw" / "Data1" / "masks" / f"mask{number}.mhd", stored(xvertseg_values(mask)))
+    for path in (tmp_path / "raw").rglob("*003.mhd"):
+        image = sitk.ReadImage(str(path))
+        image.SetDirection(np.eye(3).ravel().tolist())
+        save(path, image)
+    cases, _ = run("xvertseg", tmp_path / "raw", tmp_path / "out", capsys)
+    assert cases["001"].flaw == "L2 not labelled between others that are"
+    assert cases["002"].flaw == "levels out of order: L3 not below L2"
+    assert cases["003"].flaw.startswith("levels out of order: L2 not below L1, L3 not below L2")
+    assert cases["004"].flaw == ""
+
+
+def test_a_patients_scans_may_share_a_mask(tmp_path, capsys):
+    """SPIDER has one drawn for T1 and T2; between two patients it is a mistake."""
+    for k, name in enumerate(("1_t1", "1_t2", "2_t1")):
+        save(tmp_path / "raw" / "images" / f"{name}.mha", stored(picture(truth(), k)))
+        save(tmp_path / "raw" / "masks" / f"{name}.mha", stored(spider_values(truth())))
+    cases, _ = run("spider", tmp_path / "raw", tmp_path / "out", capsys)
+    assert not cases["1_t1"].flaw and not cases["1_t2"].flaw and "is a copy of case 1_t1's" in cases["2_t1"].flaw
+
+
+def test_raw_folders_one_level_off_linked_or_unpacked_otherwise(tmp_path, capsys, monkeypatch):
+    """From inside, through a link, unzipped by a tool that doubles folders, unpacked .nii, Mac's doubles beside."""
+    small(tmp_path / "raw")
+    monkeypatch.chdir(tmp_path / "raw" / "Data1" / "images")
+    cases, _ = run("xvertseg", Path("."), tmp_path / "a", capsys)
+    assert list(cases) == ["001", "002"]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "Data1").symlink_to(tmp_path / "raw" / "Data1")
+    (tmp_path / "raw" / "Data1" / "loop").symlink_to(tmp_path / "raw")
+    assert list(run("xvertseg", tmp_path / "links", tmp_path / "b", capsys)[0]) == ["001", "002"]
+    save(tmp_path / "s" / "images" / "images" / "1_t1.mha", stored(picture(truth())))
+    save(tmp_path / "s" / "masks" / "masks" / "1_t1.mha", stored(spider_values(truth())))
+    assert list(run("spider", tmp_path / "s", tmp_path / "c", capsys)[0]) == ["1_t1"]
+    verse_case(tmp_path / "v", "sub-verse004", "sub-verse004", 0)
+    for path in list((tmp_path / "v").rglob("*.nii.gz")):
+        sitk.WriteImage(sitk.ReadImage(str(path)), str(path.with_suffix("")))
+        path.unlink()
+    save(tmp_path / "v" / "derivatives" / "sub-verse009" / "sub-verse009_seg-vert_msk.nii.gz", stored(truth()))
+    cases, _ = run("verse", tmp_path / "v", tmp_path / "d", capsys)
+    check(cases["sub-verse004"])
+    assert "has no image in rawdata" in left_out(tmp_path / "d", "verse")["sub-verse009"]
+    usiegen_case(tmp_path / "u", "AKa2", 0)
+    shutil.copytree(tmp_path / "u" / "SpineSegmented", tmp_path / "u" / "__MACOSX" / "SpineSegmented")
+    for path in (tmp_path / "u" / "__MACOSX").rglob("*.mha"):
+        path.rename(path.with_name(f"._{path.name}"))
+    assert list(run("usiegen", tmp_path / "u", tmp_path / "e", capsys)[0]) == ["AKa2"]
+
+
+def test_bent_axes_are_straight_in_what_is_written(tmp_path, capsys):
+    """SimpleITK refuses the raw file; it must read the imported one."""
+    for name, array in (("ct", picture(truth())), ("segmentations/vertebrae_L1", (truth() == 20).astype(np.uint8))):
+        path = save(tmp_path / "raw" / "s0000" / f"{name}.nii.gz", stored(array, RAS))
+        data = bytearray(gzip.decompress(path.read_bytes()))
+        rows = np.array(struct.unpack_from("<12f", data, 280)).reshape(3, 4)
+        rows[:, :3] += rows[:, [1, 2, 0]] * 0.004
+        struct.pack_into("<12f", data, 280, *rows.ravel())
+        struct.pack_into("<2h", data, 252, 0, 1)
+        path.write_bytes(gzip.compress(bytes(data)))
+        with pytest.raises(RuntimeError, match="orthonormal"):
+            sitk.ReadImage(str(path))
+    cases, _ = run("totalsegmentator", tmp_path / "raw", tmp_path / "out", capsys)
+    assert sitk.ReadImage(str(cases["s0000"].image)).GetSize() == (12, 14, 44)
+    assert (cases["s0000"].read().mask == (truth() == 20)).all()
 
 
 def test_oblique_scans_keep_their_place(tmp_path, capsys):
@@ -694,7 +867,10 @@ def test_nothing_to_import(tmp_path, capsys, prepare):
 def test_out_within_raw_is_refused(tmp_path, capsys):
     raw = small(tmp_path / "raw")
     assert cli.main(["import", "xvertseg", str(raw), str(raw / "out")]) == 1
-    assert "lies in the raw folder" in capsys.readouterr().err
+    assert "lie in each other" in capsys.readouterr().err
+    (tmp_path / "xvertseg").mkdir()
+    assert cli.main(["import", "xvertseg", str(tmp_path / "xvertseg"), str(tmp_path)]) == 1  # its own output
+    assert "lie in each other" in capsys.readouterr().err and not (raw / "out").exists()
 
 
 def test_a_conversion_that_dies_leaves_the_old_manifest(tmp_path, capsys, monkeypatch):

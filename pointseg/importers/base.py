@@ -1,5 +1,7 @@
 """What the importers build on: a scan as found and as read, and masks in VerSe's numbers on their images' grids."""
 
+import fnmatch
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,25 +95,37 @@ def read_frames_like(found: Found) -> sitk.Image:
 
 def read_pair(found: Found, known: dict[int, int]) -> Read:
     """An image and its one mask, by position."""
-    image = read_image(found.image).image
+    stored = read_image(found.image)
     mask = relabel(found.masks[0], read_image(found.masks[0]).image, known)
-    return Read(image, on_grid_of(image, mask, found.masks[0], found.image))
+    placed, flaw = _placed(stored.image, mask, found.masks[0], found.image)
+    return Read(stored.image, placed, flaw, as_stored=not stored.notes)
 
 
-def joined(found: Found, image: sitk.Image, value_of: dict[Path, int], by_position: bool) -> sitk.Image:
-    """One mask of a binary file for each vertebra; by_position, or voxel by voxel, which wants equal sizes."""
-    out = np.zeros(image.GetSize()[::-1], np.uint8)
+def _placed(image: sitk.Image, mask: sitk.Image, path: Path, image_path: Path) -> tuple[sitk.Image, str]:
+    """A mask on an image's grid, and what is doubtful about it: of two grids of one size one has a wrong header."""
+    placed = on_grid_of(image, mask, path, image_path)
+    doubtful = placed is not mask and mask.GetSize() == image.GetSize()
+    return placed, f"{path.name} has the image's size, but lies elsewhere or has another spacing" if doubtful else ""
+
+
+def joined(found: Found, image: sitk.Image, value_of: dict[Path, int], by_position: bool) -> tuple[sitk.Image, str]:
+    """One mask of a binary file for each vertebra; by_position, or voxel by voxel, which wants equal sizes.
+
+    -> the mask, and what is doubtful about it.
+    """
+    out, flaws = np.zeros(image.GetSize()[::-1], np.uint8), []
     for path, value in value_of.items():
         mask = read_image(path).image
         if by_position:
-            mask = on_grid_of(image, mask, path, found.image)
+            mask, flaw = _placed(image, mask, path, found.image)
+            flaws.append(flaw)
         elif mask.GetSize() != image.GetSize():
             raise _other_size(found, path, image, mask)
         where = sitk.GetArrayViewFromImage(mask) != 0
         if (twice := np.count_nonzero(where & (out != 0))) > OUTSIDE_MAX * np.count_nonzero(where):
             raise ScanError(f"{path}: labels {twice} voxels that another file labels too, expected each once")
         out[where & (out == 0)] = value
-    return like(image, out)
+    return like(image, out), "; ".join(filter(None, flaws))
 
 
 def _other_size(found: Found, path: Path, image: sitk.Image, mask: sitk.Image) -> ScanError:
@@ -151,9 +165,28 @@ def heights_mm(mask: sitk.Image, values: Iterable[int]) -> dict[int, float]:
 
 
 def files_below(raw: Path, pattern: str) -> list[Path]:
-    """Files that match, in order, without what a Mac's archives and hidden folders bring along."""
-    return sorted(p for p in raw.rglob(pattern) if p.is_file()
-                  and not any(part.startswith(".") or part == "__MACOSX" for part in p.relative_to(raw).parts))
+    """Files whose names match, in order, without what a Mac's archives and hidden folders bring along.
+
+    Folders that are links are followed, as large datasets are often laid out with them, each but once.
+    """
+    found, been = [], set()
+    for folder, folders, files in os.walk(raw, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [f for f in folders if not f.startswith(".") and f != "__MACOSX" and real not in been]
+        if real not in been:
+            found += [Path(folder, f) for f in files if fnmatch.fnmatchcase(f, pattern) and not f.startswith(".")]
+        been.add(real)
+    return sorted(p for p in found if p.is_file())
+
+
+def nifti_stem(path: Path) -> str:
+    """The name without .nii or .nii.gz: published files are packed, but some have unpacked them."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def nifti_file(folder: Path, name: str) -> Path | None:
+    """NAME.nii.gz or NAME.nii, whichever is there."""
+    return next((p for ending in (".nii.gz", ".nii") if (p := folder / f"{name}{ending}").is_file()), None)
 
 
 def cranial_to_caudal(values: Iterable[int]) -> list[int]:

@@ -1,10 +1,12 @@
 """From a raw folder to a dataset folder, the same for every dataset."""
 
 import csv
+import filecmp
 import hashlib
+import itertools
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +14,13 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm.auto import tqdm
 
-from pointseg.datasets import CENTROIDS, MANIFEST, NAMELESS, Case, read_manifest, split_cases, write_manifest
+from pointseg.datasets import CENTROIDS, NAMELESS, Case, add_to_manifest, read_rows, split_cases
 from pointseg.files import ScanError, check_folder, whole_file, write_image
-from pointseg.importers.base import LEVELS, LUMBAR, NUMBERS, Found, LeftOut, Read, cranial_to_caudal
+from pointseg.importers.base import LEVELS, LUMBAR, NUMBERS, Found, LeftOut, Read, cranial_to_caudal, heights_mm
 from pointseg.volume import BACKGROUND, UNLABELLED, VERTEBRA
 
 REPORT = "import.csv"
+ALIKE_BY_CHANCE = 8  # voxels; masks that are smaller prove nothing
 
 
 @dataclass
@@ -28,11 +31,14 @@ class Report:
     taken: list[Case] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)  # by case
+    kept: int = 0  # cases of this source that the manifest named already
 
     def __str__(self) -> str:
         cases = self.taken
         lines = [f"{self.source}: {len(cases)} scans of {len({c.patient for c in cases})} patients taken, "
                  f"{len(self.left_out)} left out"]
+        if self.kept:
+            lines.append(f"  {self.kept} others that were there stay")
         lines += [f"  left out: {x.case}: {x.why}" for x in self.left_out]
         lines += [f"  flaw, so not used in training: {c.case}: {c.flaw}" for c in cases if c.flaw]
         lines += [f"  note: {case}: {note}" for case, note in self.notes.items()]
@@ -59,21 +65,23 @@ def convert(module, raw: Path, out: Path) -> Report:
 
     Images go to OUT/SOURCE/CASE_img.nii.gz, masks to CASE_vert.nii.gz, and OUT/SOURCE/import.csv says what became of
     each scan.  A scan that cannot be used is left out, with the reason; of several copies of an image the first is
-    taken.  The manifest is written last, so a conversion that was broken off leaves the old one.
+    taken.  The manifest is written last, so a conversion that was broken off leaves the old one.  Cases that it names
+    already, of this source or others, stay in it: a dataset may come in several archives.
     """
     if not raw.is_dir():
         raise ScanError(f"{raw}: no such folder, expected the raw dataset; check the path")
+    raw, target = raw.resolve(), (out / module.SOURCE).resolve()  # resolved, so that every file has its folders' names
+    if raw == target or raw in target.parents or target in raw.parents:
+        raise ScanError(f"{out}: {target} and the raw folder {raw} lie in each other, expected folders apart; "
+                        "change OUT_DIR")
     check_folder(out)
-    if raw.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ScanError(f"{out}: lies in the raw folder {raw}, expected a folder elsewhere; change OUT_DIR")
-    others = [c for c in read_manifest(out) if c.source != module.SOURCE] if (out / MANIFEST).exists() else []
+    read_rows(out)  # refuse a damaged manifest before hours of work
     report, copies = Report(module.SOURCE), Copies()
     entries = list(module.find(raw))
     if not any(isinstance(e, Found) for e in entries):
-        raise ScanError(f"{raw}: found no scan with a mask, expected {module.LAYOUT}; check the path"
-                        + "".join(f"; left out {e.case}: {e.why}" for e in entries[:3]))
-    _refuse_one_name(entries)
-    for found in tqdm(entries, module.SOURCE, unit="scan"):
+        raise ScanError(f"{raw}: found no scan with a mask, expected {module.LAYOUT}; check the path, and unpack its "
+                        "archives" + "".join(f"; left out {e.case}: {e.why}" for e in entries[:3]))
+    for found in tqdm(_one_of_each_name(entries), module.SOURCE, unit="scan"):
         try:
             if isinstance(found, LeftOut):
                 report.left_out.append(found)
@@ -86,9 +94,10 @@ def convert(module, raw: Path, out: Path) -> Report:
         except ScanError as error:
             report.left_out.append(LeftOut(found.case, str(error)))
     if not report.taken:
-        raise ScanError(f"{raw}: none of {len(entries)} scans could be used; the first: {report.left_out[0].why}")
+        raise ScanError(f"{raw}: none of {len(entries)} scans could be used: "
+                        + "; ".join(f"{x.case}: {x.why}" for x in report.left_out[:3]))
+    report.kept = add_to_manifest(out, report.taken)
     _write_report(out / module.SOURCE / REPORT, report)
-    write_manifest(out, sorted([*others, *report.taken], key=lambda c: (c.source, c.case)))
     return report
 
 
@@ -98,13 +107,11 @@ def _write(module, found: Found, read: Read, copies: "Copies", out: Path) -> Cas
     if not set(labelled) & {*LUMBAR, VERTEBRA}:
         levels = ", ".join(LEVELS[v] for v in labelled) or "nothing"
         raise ScanError(f"{found.masks[0] if found.masks else found.image}: labels {levels}, expected one of L1..L5")
-    twin, copied = copies.seen(found.case, read, labelled)
+    twin, copied = copies.seen(found, read, labelled)
     if twin:
         raise ScanError(f"{found.image}: is a copy of {twin}'s image")
-    flaws = [read.flaw, *(f"{NAMELESS if v == VERTEBRA else LEVELS[v]} mask is a copy of case {other}'s"
-                          for v, other in copied.items())]
-    if NUMBERS["L6"] in labelled:
-        flaws.append("six lumbar vertebrae: L6 counts as background")
+    flaws = [read.flaw, *doubts(read.mask, labelled), *(
+        f"{NAMELESS if v == VERTEBRA else LEVELS[v]} mask is a copy of case {other}'s" for v, other in copied.items())]
     image, mask = (out / module.SOURCE / f"{found.case}_{kind}.nii.gz" for kind in ("img", "vert"))
     if read.as_stored and found.image.name.endswith(".nii.gz"):
         with whole_file(image) as part:
@@ -117,26 +124,44 @@ def _write(module, found: Found, read: Read, copies: "Copies", out: Path) -> Cas
                 "; ".join(filter(None, flaws)), found.part)
 
 
+def doubts(mask: sitk.Image, labelled: Sequence[int]) -> list[str]:
+    """What in a mask's levels is no label to learn from."""
+    levels = cranial_to_caudal(v for v in labelled if v in LEVELS)
+    found = ["six lumbar vertebrae: L6 counts as background"] if NUMBERS["L6"] in levels else []
+    lumbar = [v for v in LUMBAR if v in levels]
+    if gaps := [LEVELS[v] for v in range(min(levels, default=0), max(levels, default=0)) if v in LUMBAR
+                and v not in lumbar]:
+        found.append(f"{' and '.join(gaps)} not labelled between others that are")
+    heights = list(heights_mm(mask, levels).values())
+    if wrong := [f"{LEVELS[b]} not below {LEVELS[a]}" for (a, ha), (b, hb)
+                 in itertools.pairwise(zip(levels, heights, strict=True)) if hb >= ha]:
+        found.append(f"levels out of order: {', '.join(wrong)}")
+    return found
+
+
 class Copies:
     """Remembers images and the masks of single vertebrae, to find the same ones under other names."""
 
     def __init__(self):
         self.images: dict[str, str] = {}
-        self.masks: dict[tuple[int, str], str] = {}
+        self.masks: dict[tuple[int, str], Found] = {}
 
-    def seen(self, case: str, read: Read, labelled: Sequence[int]) -> tuple[str, dict[int, str]]:
-        """-> the case that has this very image, or "", and by mask value the case that has this very vertebra."""
+    def seen(self, found: Found, read: Read, labelled: Sequence[int]) -> tuple[str, dict[int, str]]:
+        """-> the case that has this very image, or "", and by mask value another patient's case with this very one.
+
+        Two images of one patient may share a mask: one was drawn for both.
+        """
         image = _hash(sitk.GetArrayViewFromImage(read.image))
         if twin := self.images.get(image):
             return twin, {}
-        self.images[image] = case
+        self.images[image] = found.case
         copied, values = {}, sitk.GetArrayViewFromImage(read.mask)
         for v in labelled:
             where = values == v
-            # A handful of voxels may be alike by chance, or in tests.
-            key = (v, _hash(np.packbits(where), where.shape)) if np.count_nonzero(where) > 8 else (v, case)
-            if (other := self.masks.setdefault(key, case)) != case:
-                copied[v] = other
+            if np.count_nonzero(where) > ALIKE_BY_CHANCE:
+                other = self.masks.setdefault((v, _hash(np.packbits(where), where.shape)), found)
+                if other.patient != found.patient:
+                    copied[v] = other.case
         return "", copied
 
 
@@ -147,11 +172,21 @@ def _hash(values: np.ndarray, shape: tuple[int, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def _refuse_one_name(entries: Iterable[Found | LeftOut]) -> None:
-    cases = Counter(e.case for e in entries if isinstance(e, Found))
-    if twice := [case for case, n in cases.items() if n > 1]:
-        raise ScanError(f"found several scans of one name ({', '.join(twice[:5])}), expected one each; "
-                        "move the others out of the raw folder")
+def _one_of_each_name(entries: Sequence[Found | LeftOut]) -> list[Found | LeftOut]:
+    """Of scans under one name the first, where they are the same file; else none, since they may be two patients."""
+    of_name: dict[str, list[Found]] = {}
+    for e in entries:
+        if isinstance(e, Found):
+            of_name.setdefault(e.case, []).append(e)
+    out: list[Found | LeftOut] = [e for e in entries if isinstance(e, LeftOut)]
+    for case, found in of_name.items():
+        if all(f.image.is_file() and filecmp.cmp(f.image, found[0].image, shallow=False) for f in found[1:]):
+            out.append(found[0])
+            out += [LeftOut(case, f"{f.image}: is the same file as {found[0].image}") for f in found[1:]]
+        else:
+            out.append(LeftOut(case, f"{', '.join(str(f.image) for f in found)}: are different scans of one name, "
+                                     "expected one; import their folders one by one, into different folders"))
+    return out
 
 
 def _write_report(path: Path, report: Report) -> None:

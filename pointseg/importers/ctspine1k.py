@@ -6,33 +6,35 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from pointseg.importers.base import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, read_pair
+from pointseg.importers.base import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, nifti_stem, read_pair
 
 SOURCE, MODALITY, MASK_EXTENT = "ctspine1k", "CT", WHOLE
 LAYOUT = "NAME.nii.gz and NAME_seg.nii.gz, in any folders"
 VALUES = {v: v for v in (0, *LEVELS)}
-MASK, ENDING = "_seg.nii.gz", ".nii.gz"
+MASK = "_seg"
 PARTS = {"trainset": "train", "test_public": "validation", "test_private": "test"}
 SETS = {"colonography": r"1\.3\.6\.1\.4\.1\.9328\.50\.4\.(\d+)|(CTC-\d+)", "hnscc": r"HN_(P\d+)",
         "liver": r"liver_(\d+)", "covid19": r"volume-covid19-(A-\d+)"}
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
-    files = files_below(raw, f"*{ENDING}")
-    masks = {p.name.removesuffix(MASK): p for p in files if p.name.endswith(MASK)}
-    parts = _parts(raw)
-    for image in files:
-        if image.name.endswith(MASK):
-            continue
-        case = image.name.removesuffix(ENDING)
-        if case in masks:
-            yield Found(case, f"{SOURCE}-{patient_of(case)}", image, (masks.pop(case),), parts.get(image.name, ""))
+    files, parts = files_below(raw, "*.nii*"), _parts(raw)
+    masks: dict[str, list[Path]] = {}
+    for path in files:
+        if nifti_stem(path).endswith(MASK):
+            masks.setdefault(nifti_stem(path).removesuffix(MASK), []).append(path)
+    images = [p for p in files if not nifti_stem(p).endswith(MASK)]
+    for image in images:
+        case = nifti_stem(image)
+        if len(mine := masks.get(case, [])) == 1:
+            yield Found(case, f"{SOURCE}-{patient_of(case)}", image, tuple(mine), parts.get(case, ""))
         else:
-            yield LeftOut(case, f"{image}: has no {case}{MASK}")
-    for case, mask in masks.items():
-        yield LeftOut(case, f"{mask}: has no {case}{ENDING}")
+            yield LeftOut(case, f"{image}: has {len(mine) or 'no'} {case}{MASK}.nii.gz, expected one")
+    for case in sorted(set(masks) - {nifti_stem(p) for p in images}):
+        yield LeftOut(case, f"{masks[case][0]}: has no {case}.nii.gz")
 
 
 def patient_of(case: str) -> str:
@@ -50,11 +52,11 @@ def _parts(raw: Path) -> dict[str, str]:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if (section := line.strip().rstrip(":")) in PARTS:
                 part = PARTS[section]
-            for name in re.findall(r"\S.*?\.nii\.gz", line):
+            for name in re.findall(r"(\S.*?)\.nii\.gz", line):
                 parts[name] = part
     return parts
 
 
 def read(found: Found) -> Read:
     pair = read_pair(found, VALUES)
-    return Read(pair.image, hide_ends(pair.mask))
+    return replace(pair, mask=hide_ends(pair.mask))

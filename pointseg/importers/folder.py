@@ -8,8 +8,10 @@ from pathlib import Path
 
 from pointseg.files import ScanError
 from pointseg.importers.base import BODIES, LEVELS, NUMBERS, WHOLE, Found, LeftOut, Read, read_pair
+from pointseg.reading import SCAN_ENDINGS
 from pointseg.volume import BACKGROUND, UNLABELLED, VERTEBRA, stem
 
+SOURCE, EXTENTS = "folder", {"bodies": BODIES, "whole": WHOLE}
 MEANINGS = {"background": BACKGROUND, "unlabelled": UNLABELLED, "vertebra": VERTEBRA, **NUMBERS}
 
 
@@ -17,9 +19,9 @@ MEANINGS = {"background": BACKGROUND, "unlabelled": UNLABELLED, "vertebra": VERT
 class Folder:
     """An importer like the modules beside this one.
 
-    images, masks: patterns below the raw folder with one *, such as masks/*_seg.nii.gz; what the * stands for is the
-    case, and pairs an image with its mask.  patient: a regular expression whose first group, in the case, names the
-    patient; without one every case is a patient.
+    images, masks: patterns below the raw folder with one *, such as masks/*_seg.nii.gz or */mask.nii.gz; what the *
+    stands for is the case, and pairs an image with its mask.  patient: a regular expression whose first group, in the
+    case, names the patient; without one every case is a patient.
     """
 
     SOURCE: str
@@ -35,7 +37,7 @@ class Folder:
         """From the command line's options."""
         if not options.labels:
             raise ScanError("--labels is missing, expected what the masks' values mean, such as --labels 1=L1 2=L2")
-        if not re.fullmatch(r"[\w.-]+", options.source):
+        if not re.fullmatch(r"\w[\w.-]*", options.source or SOURCE):
             raise ScanError(f"--source: found {options.source!r}, expected letters, digits, dots, - and _")
         try:
             if options.patient and not re.compile(options.patient).groups:
@@ -43,9 +45,10 @@ class Folder:
         except re.error as error:
             raise ScanError(f"--patient: found {options.patient!r} ({error}), expected a regular expression with a "
                             "group, such as (P[0-9]+)_") from None
-        return cls(options.source, options.modality, {"bodies": BODIES, "whole": WHOLE}[options.mask_extent],
-                   check_pattern("--images", options.images), check_pattern("--masks", options.masks),
-                   meanings(options.labels), options.patient)
+        return cls(options.source or SOURCE, options.modality or "", EXTENTS[options.mask_extent or "whole"],
+                   check_pattern("--images", options.images or "images/*"),
+                   check_pattern("--masks", options.masks or "masks/*"), meanings(options.labels),
+                   options.patient or "")
 
     @property
     def LAYOUT(self) -> str:  # noqa: N802, named as in the modules
@@ -60,7 +63,7 @@ class Folder:
                                     "of one name, expected one; rename or remove the others")
             elif not mine:
                 yield LeftOut(case, f"{paths[0]}: has no mask {self.masks.replace('*', case)}")
-            elif self.patient and not (person := re.search(self.patient, case)):
+            elif self.patient and not ((person := re.search(self.patient, case)) and person[1]):
                 yield LeftOut(case, f"{paths[0]}: its name does not match --patient {self.patient}")
             else:
                 yield Found(case, f"{self.SOURCE}-{person[1] if self.patient else case}", paths[0], (mine[0],))
@@ -68,13 +71,15 @@ class Folder:
             yield LeftOut(case, f"{masks[case][0]}: has no image {self.images.replace('*', case)}")
 
     def _files(self, raw: Path, pattern: str) -> dict[str, list[Path]]:
-        before, _, after = Path(pattern).name.partition("*")
+        before, after = pattern.split("*")
         found: dict[str, list[Path]] = {}
         for path in sorted(raw.glob(pattern)):
-            if path.name.startswith(".") or path.suffix == ".raw":
+            if path.name.startswith(".") or not (path.is_dir() or path.name.lower().endswith(SCAN_ENDINGS)):
                 continue
-            name = path.name if after or path.is_dir() else stem(path)  # an open pattern leaves the ending open too
-            found.setdefault(name.removeprefix(before).removesuffix(after), []).append(path)
+            case = path.relative_to(raw).as_posix().removeprefix(before).removesuffix(after)
+            if not after and not path.is_dir():  # an open pattern leaves the ending open too
+                case = stem(Path(case))
+            found.setdefault(case, []).append(path)
         return found
 
     def read(self, found: Found) -> Read:
@@ -96,7 +101,9 @@ def meanings(pairs: Sequence[str]) -> dict[int, int]:
 
 
 def check_pattern(option: str, pattern: str) -> str:
-    if Path(pattern).name.count("*") != 1 or pattern.count("*") != 1 or Path(pattern).is_absolute():
-        raise ScanError(f"{option}: found {pattern!r}, expected a pattern inside RAW_DIR with one * in the file name, "
-                        "such as images/*.nii.gz")
+    pattern = pattern.removeprefix("./")
+    if pattern.count("*") != 1 or re.search(r"[?\[]", pattern) or Path(pattern).is_absolute() or \
+            ".." in Path(pattern).parts:
+        raise ScanError(f"{option}: found {pattern!r}, expected a path inside RAW_DIR with one * for the case, such as "
+                        "images/*.nii.gz")
     return pattern

@@ -34,4 +34,4 @@ def find(raw: Path) -> Iterator[Found | LeftOut]:
 def read(found: Found) -> Read:
     image = read_frames_like(found)
     values = {p: NUMBERS[p.stem.split("_")[0]] for p in found.masks}
-    return Read(image, joined(found, image, values, by_position=False), as_stored=False)
+    return Read(image, *joined(found, image, values, by_position=False), as_stored=False)

@@ -5,30 +5,33 @@ craniocaudal axis the wrong way round.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from pointseg.files import ScanError
-from pointseg.importers.base import BODIES, Found, LeftOut, Read, files_below, read_pair
+from pointseg.importers.base import BODIES, Found, LeftOut, Read, files_below, nifti_stem, read_pair
 from pointseg.reading import read_image
 from pointseg.volume import VERTEBRA, Geometry, shown_values
 
 SOURCE, MODALITY, MASK_EXTENT = "plos", "MR", BODIES
 LAYOUT = "Img_NN.nii and Img_NN_Labels.nii"
+MASK = "_Labels"
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
-    for image in files_below(raw, "Img_*.nii*"):
-        stem, ending = image.name.split(".", 1)
-        if stem.endswith("_Labels"):
-            continue
-        mask, number = image.with_name(f"{stem}_Labels.{ending}"), stem.removeprefix("Img_")
-        if mask.is_file():
+    files = files_below(raw, "[Ii]mg_*.nii*")
+    masks = {nifti_stem(p).removesuffix(MASK): p for p in files if nifti_stem(p).endswith(MASK)}
+    for image in (p for p in files if not nifti_stem(p).endswith(MASK)):
+        number = nifti_stem(image)[len("Img_"):]
+        if mask := masks.pop(nifti_stem(image), None):
             yield Found(number, f"{SOURCE}-{number}", image, (mask,))
         else:
-            yield LeftOut(number, f"{image}: has no {mask.name}")
+            yield LeftOut(number, f"{image}: has no {nifti_stem(image)}{MASK}.nii")
+    for name, mask in masks.items():
+        yield LeftOut(name[len("Img_"):], f"{mask}: has no {name}.nii")
 
 
 def read(found: Found) -> Read:
@@ -40,7 +43,7 @@ def read(found: Found) -> Read:
     pair = read_pair(found, {v: VERTEBRA if v else 0 for v in values})
     for image in (pair.image, pair.mask):
         turn_over(image)
-    return Read(pair.image, pair.mask, as_stored=False)
+    return replace(pair, as_stored=False)
 
 
 def turn_over(image: sitk.Image) -> None:

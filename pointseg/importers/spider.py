@@ -26,23 +26,23 @@ OTHERS = {0: BACKGROUND, 100: BACKGROUND, **{v: UNLABELLED for v in range(101, 1
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
-    for image in files_below(raw, "*.mha"):
+    files, parts = files_below(raw, "*.mha"), _parts(raw)
+    masks = {p.name: p for p in files if p.parent.name == "masks"}  # wherever the two archives were unpacked to
+    for image in files:
         if image.parent.name != "images":
             continue
-        mask = image.parents[1] / "masks" / image.name
-        if mask.is_file():
+        if image.name in masks:
             patient = image.stem.split("_")[0]
-            yield Found(image.stem, f"{SOURCE}-{patient}", image, (mask,), _parts(image.parents[1]).get(image.stem, ""))
+            yield Found(image.stem, f"{SOURCE}-{patient}", image, (masks[image.name],), parts.get(image.stem, ""))
         else:
             yield LeftOut(image.stem, f"{image}: has no masks/{image.name}")
 
 
-def _parts(folder: Path) -> dict[str, str]:
-    path = folder / "overview.csv"
-    if not path.is_file():
-        return {}
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = list(csv.DictReader(file))
+def _parts(raw: Path) -> dict[str, str]:
+    rows = []
+    for path in files_below(raw, "overview.csv"):
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+            rows += csv.DictReader(file)
     cells = [[(row.get(column) or "").strip() for column in ("new_file_name", "subset")] for row in rows]
     return {name.removesuffix(".mha"): PARTS.get(subset, "") for name, subset in cells}
 

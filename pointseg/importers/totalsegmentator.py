@@ -8,27 +8,27 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from pointseg.importers.base import NUMBERS, WHOLE, Found, LeftOut, Read, files_below, joined
+from pointseg.importers.base import NUMBERS, WHOLE, Found, LeftOut, Read, files_below, joined, nifti_stem
 from pointseg.reading import read_image
 
 SOURCE, MODALITY, MASK_EXTENT = "totalsegmentator", "CT", WHOLE
 LAYOUT = "sNNNN/ct.nii.gz and sNNNN/segmentations/vertebrae_L1.nii.gz .."
-PREFIX, ENDING = "vertebrae_", ".nii.gz"
+PREFIX = "vertebrae_"
 PARTS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
-    for image in files_below(raw, "ct.nii.gz"):
+    for image in files_below(raw, "ct.nii*"):
         case, folder = image.parent.name, image.parent / "segmentations"
-        names = {p.name.removeprefix(PREFIX).removesuffix(ENDING): p for p in folder.glob(f"{PREFIX}*{ENDING}")}
+        names = {nifti_stem(p).removeprefix(PREFIX): p for p in folder.glob(f"{PREFIX}*.nii*")}
         masks = tuple(names[level] for level in NUMBERS if level in names)
         if masks:
             yield Found(case, f"{SOURCE}-{case}", image, masks, _parts(image.parents[1]).get(case, ""))
         else:
-            combined = [p.name for p in image.parent.glob(f"*{ENDING}") if p != image]
+            combined = [p.name for p in sorted(image.parent.glob("*.nii*")) if p != image]
             why = (f"; {', '.join(combined)} is not read, since versions 1 and 2 number its vertebrae differently"
                    if combined else "")
-            yield LeftOut(case, f"{image}: has no segmentations/{PREFIX}*{ENDING} beside it{why}")
+            yield LeftOut(case, f"{image}: has no segmentations/{PREFIX}*.nii.gz beside it{why}")
 
 
 def _parts(folder: Path) -> dict[str, str]:
@@ -41,6 +41,6 @@ def _parts(folder: Path) -> dict[str, str]:
 
 
 def read(found: Found) -> Read:
-    image = read_image(found.image).image
-    values = {p: NUMBERS[p.name.removeprefix(PREFIX).removesuffix(ENDING)] for p in found.masks}
-    return Read(image, joined(found, image, values, by_position=True))
+    stored = read_image(found.image)
+    values = {p: NUMBERS[nifti_stem(p).removeprefix(PREFIX)] for p in found.masks}
+    return Read(stored.image, *joined(found, stored.image, values, by_position=True), as_stored=not stored.notes)

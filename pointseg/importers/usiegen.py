@@ -18,14 +18,16 @@ AXES = (1, 2, 0)  # of the stored array (left-right, craniocaudal, anteroposteri
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
-    folders = {p.name.lower(): p for p in raw.rglob("*") if p.is_dir() and p.parent.name == "SpineSegmented"}
+    masks: dict[str, list[Path]] = {}  # by case, in small letters: the archive does not always agree with itself
+    for path in files_below(raw, "*.mha"):
+        if path.parents[1].name.lower() == "spinesegmented" and path.stem in NUMBERS:
+            masks.setdefault(path.parent.name.lower(), []).append(path)
     for image in files_below(raw, "*.dcm"):
-        folder = folders.get(image.stem.lower())  # the archive does not always agree with itself on capitals
-        masks = tuple(p for p in sorted(folder.glob("*.mha")) if p.stem in NUMBERS) if folder else ()
-        if masks:
-            yield Found(image.stem, f"{SOURCE}-{patient_of(image.stem)}", image, masks)
+        if mine := masks.get(image.stem.lower()):
+            yield Found(image.stem, f"{SOURCE}-{patient_of(image.stem)}", image, tuple(mine))
         else:
-            yield LeftOut(image.stem, f"{image}: has no masks below SpineSegmented/{image.stem}")
+            yield LeftOut(image.stem, f"{image}: has no masks in SpineSegmented/{image.stem}; RAW_DIR must hold both "
+                                      "SpineDatasets and SpineSegmented")
 
 
 def patient_of(case: str) -> str:
@@ -37,5 +39,5 @@ def read(found: Found) -> Read:
     image = read_frames_like(found)
     if Geometry.of(image).axes[0] != AXES:
         image.SetDirection(SAGITTAL)
-    return Read(image, joined(found, image, {p: NUMBERS[p.stem] for p in found.masks}, by_position=False),
+    return Read(image, *joined(found, image, {p: NUMBERS[p.stem] for p in found.masks}, by_position=False),
                 as_stored=False)

@@ -2,10 +2,11 @@
 
 A .lml file has a line for each vertebra: id, name, x, y, z between tabs, in mm from the first voxel along the stored
 axes; L1..L5 = 200, 210 .. 240.  Of each vertebra a ball around its centre is labelled; background is only what no
-lumbar vertebra can reach, all else is unlabelled.
+lumbar vertebra can reach, all else is unlabelled, and so is what lies beyond the last one where that is not L1 or L5.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import SimpleITK as sitk
 
 from pointseg.datasets import CENTROIDS
 from pointseg.files import ScanError
-from pointseg.importers.base import LEVELS, LUMBAR, Found, LeftOut, Read, files_below, like
+from pointseg.importers.base import LEVELS, LUMBAR, Found, LeftOut, Read, files_below, hide_ends, like
 from pointseg.reading import read_image
 from pointseg.volume import BACKGROUND, UNLABELLED, stem
 
@@ -25,14 +26,20 @@ BALL_MM, BACKGROUND_MM = 5.0, 80.0  # from the centre: surely in the vertebral b
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
-    images = [p for p in files_below(raw, "*.nii*")]
-    people = _people([(p.parents[1].name, p.parent.name) for p in images])
+    images = files_below(raw, "*.nii*")
+    people = _people([_folders(p, raw) for p in images])
     for image, patient in zip(images, people, strict=True):
         points = image.with_name(stem(image) + ".lml")
         if points.is_file():
             yield Found(stem(image), f"{SOURCE}-{patient}", image, (points,))
         else:
             yield LeftOut(stem(image), f"{image}: has no {points.name}")
+
+
+def _folders(image: Path, raw: Path) -> tuple[str, str]:
+    """The outer and the inner folder of a scan below spine-N; without such folders its own name."""
+    names = [part for part in image.relative_to(raw).parts[:-1] if not re.match("(?i)spine", part)] or [stem(image)]
+    return names[0], names[-1]
 
 
 def _people(names: list[tuple[str, str]]) -> list[str]:
@@ -50,8 +57,9 @@ def _people(names: list[tuple[str, str]]) -> list[str]:
 
 
 def read(found: Found) -> Read:
-    image = read_image(found.image).image
-    return Read(image, mask_of(image, read_centres(found.masks[0]), found.masks[0]))
+    stored = read_image(found.image)
+    mask = mask_of(stored.image, read_centres(found.masks[0]), found.masks[0])
+    return Read(stored.image, hide_ends(mask), as_stored=not stored.notes)
 
 
 def read_centres(path: Path) -> dict[int, tuple[float, float, float]]:

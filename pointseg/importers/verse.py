@@ -8,38 +8,54 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import SimpleITK as sitk
 
-from pointseg.importers.base import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, read_pair
+from pointseg.importers.base import (
+    LEVELS,
+    WHOLE,
+    Found,
+    LeftOut,
+    Read,
+    files_below,
+    hide_ends,
+    nifti_file,
+    nifti_stem,
+    read_pair,
+)
 
 SOURCE, MODALITY, MASK_EXTENT = "verse", "CT", WHOLE
 LAYOUT = "rawdata/sub-*/*_ct.nii.gz and derivatives/sub-*/*_seg-vert_msk.nii.gz"
-VALUES = {v: v for v in (0, *LEVELS)}
+VALUES, MASK = {v: v for v in (0, *LEVELS)}, "_seg-vert_msk"
 ARCHIVE = re.compile(r"(?:dataset-)?(?:verse\d\d|\d\d)?_?(training|validation|test)$")  # a folder of each split
 PARTS = {"training": "train", "validation": "validation", "test": "test"}
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
-    for image in files_below(raw, "*_ct.nii.gz"):
+    masks = [p for p in files_below(raw, f"*{MASK}.nii*") if p.parents[1].name == "derivatives"]
+    for image in files_below(raw, "*_ct.nii*"):
         subject, rawdata = image.parent, image.parents[1]
         if rawdata.name != "rawdata":
             continue
-        case = image.name.removesuffix("_ct.nii.gz")
-        mask = rawdata.parent / "derivatives" / subject.name / f"{case}_seg-vert_msk.nii.gz"
+        case = nifti_stem(image).removesuffix("_ct")
+        mask = nifti_file(rawdata.parent / "derivatives" / subject.name, case + MASK)
         parts = [PARTS[m[1]] for f in (*rawdata.relative_to(raw).parts, raw.resolve().name) if (m := ARCHIVE.match(f))]
-        if mask.is_file():
+        if mask:
+            masks.remove(mask)
             yield Found(case, f"{SOURCE}-{subject.name}", image, (mask,), parts[0] if parts else "")
         else:
-            yield LeftOut(case, f"{image}: has no {mask.name}")
+            yield LeftOut(case, f"{image}: has no {case}{MASK}.nii.gz")
+    for mask in masks:
+        yield LeftOut(nifti_stem(mask).removesuffix(MASK), f"{mask}: has no image in rawdata")
 
 
 def read(found: Found) -> Read:
     pair = read_pair(found, VALUES)
-    path = found.masks[0].with_name(found.masks[0].name.replace("_seg-vert_msk.nii.gz", "_seg-subreg_ctd.json"))
+    path = found.masks[0].with_name(f"{found.case}_seg-subreg_ctd.json")
     flaw = check_centroids(pair.mask, path) if path.is_file() else ""
-    return Read(pair.image, hide_ends(pair.mask), flaw)
+    return replace(pair, mask=hide_ends(pair.mask), flaw="; ".join(filter(None, (pair.flaw, flaw))))
 
 
 def check_centroids(mask: sitk.Image, path: Path) -> str:

@@ -16,8 +16,9 @@ VALUES = {0: 0, **{200 + 10 * k: v for k, v in enumerate(LUMBAR)}}
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
-    for image in files_below(raw, "image[0-9]*.mhd"):
-        number = image.stem.removeprefix("image")
+    for image in files_below(raw, "image*.mhd"):
+        if not (number := image.stem.removeprefix("image")).isdigit():
+            continue
         masks = [p for p in image.parents[1].glob(f"[Mm]asks/mask{number}.mhd")]
         if masks:
             yield Found(number, f"{SOURCE}-{number}", image, (masks[0],), note=_grades(image, number))
@@ -34,6 +35,6 @@ def _grades(image: Path, number: str) -> str:
     for path in image.parents[1].glob("[Ss]cores/*.csv"):
         for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
             name, *grades = (cell.strip() for cell in re.split("[,;\t]", line))
-            if re.fullmatch(rf"(image)?0*{int(number)}(\.mhd)?", name) and any(grades):
+            if re.fullmatch(rf"image0*{int(number)}(\.mhd)?", name, re.IGNORECASE) and any(grades):
                 return f"{path.name}: {' '.join(filter(None, grades))}"
     return ""
