@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -56,15 +57,15 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-def find_scans(paths: Sequence[Path]) -> list[Path]:
+def find_scans(paths: Sequence[Path], out: Path) -> list[Path]:
     """Each path that is a scan (a file, a DICOM folder, or missing: to be reported), and the scans below the others.
 
     Of a dataset folder these are the images of its manifest; of one without DICOM files every file with a scan's
-    ending, and in its folders the same.
+    ending, and in its folders the same, but for `out`, which holds masks.
     """
     scans: list[Path] = []
     for path in paths:
-        found = list(_below(path)) if path.is_dir() else [path]
+        found = list(_below(path, out.resolve())) if path.is_dir() else [path]
         if not found:
             raise ScanError(f"{path}: found no scan in this folder, expected DICOM files or {', '.join(SCAN_ENDINGS)}; "
                             "check the path")
@@ -72,7 +73,7 @@ def find_scans(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(scans))
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path, out: Path) -> Iterator[Path]:
     if (folder / MANIFEST).is_file():
         yield from (case.image for case in read_manifest(folder))
         return
@@ -82,8 +83,8 @@ def _below(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir():
-            yield from _below(path)
+        if path.is_dir() and not path.is_symlink() and path.resolve() != out:  # a link may lead back
+            yield from _below(path, out)
         elif path.name.lower().endswith(SCAN_ENDINGS):
             yield path
 
@@ -98,7 +99,10 @@ def masks_in(folder: Path, scans: Sequence[Path]) -> list[Path]:
     if twice := sorted({str(n) for n in names if names.count(n) > 1}):
         raise ScanError(f"found several scans named {', '.join(twice)} in one folder, expected a name each, since "
                         "their masks would overwrite each other; rename them, or segment them into different folders")
-    return [folder / f"{name}.nii.gz" for name in names]
+    masks = [folder / f"{name}.nii.gz" for name in names]
+    if both := {m.resolve() for m in masks} & {s.resolve() for s in scans}:
+        raise ScanError(f"{min(both)}: is a scan, and its mask would have the same name; give another folder as -o")
+    return masks
 
 
 def segment_one(scan: Path, mask: Path, options: Options) -> Outcome:
@@ -158,16 +162,18 @@ def segment_many(scans: Sequence[Path], masks: Sequence[Path], options: Options,
         finally:
             for future in waiting:
                 future.cancel()
-    while not workers.empty():
-        workers.get().shutdown()
+            for _ in range(jobs):
+                workers.get().shutdown()
 
 
 def _worker(jobs: int) -> ProcessPoolExecutor:
     """One process.  A pool of several would be lost as a whole with the first that is killed."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _share_cores, (jobs,))
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (jobs,))
 
 
-def _share_cores(jobs: int) -> None:
+def _begin(jobs: int) -> None:
+    """A worker shares the cores, and leaves it to the parent to stop at Ctrl-C: it ends the scan that it has."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 

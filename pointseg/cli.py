@@ -234,7 +234,7 @@ def segment(options: argparse.Namespace) -> None:
 
     settings = batch.Options(options.model, options.modality, options.series, options.verse)
     batch.cached_model(options.model)  # a wrong one is refused before anything else
-    scans = batch.find_scans(options.scan)
+    scans = batch.find_scans(options.scan, options.output)
     if options.output.name.endswith(WRITABLE):
         if len(scans) > 1:
             raise ScanError(f"{options.output}: is one mask, but {len(scans)} scans are given; give a folder as -o")

@@ -169,16 +169,16 @@ def test_names_of_masks(tmp_path):
 
 
 def test_scans_below_a_folder(scans):
-    assert [p.name for p in batch.find_scans([scans])] == ["a.nii.gz", "b.1.mhd", "c", "d.nii"]
-    assert batch.find_scans([scans / "c"]) == [scans / "c"]  # a DICOM folder is one scan
-    assert [p.name for p in batch.find_scans([scans / "a.nii.gz", scans / "a.nii.gz"])] == ["a.nii.gz"]
+    assert [p.name for p in batch.find_scans([scans], Path("out"))] == ["a.nii.gz", "b.1.mhd", "c", "d.nii"]
+    assert batch.find_scans([scans / "c"], Path("out")) == [scans / "c"]  # a DICOM folder is one scan
+    assert [p.name for p in batch.find_scans([scans / "a.nii.gz", scans / "a.nii.gz"], Path("out"))] == ["a.nii.gz"]
 
 
 def test_scans_of_a_dataset_folder(scans, tmp_path):
     """The images of its manifest, and not the masks, which lie beside them."""
     case = Case("mine", "1", "1", "CT", scans / "a.nii.gz", scans / "d.nii")
     write_manifest(scans, [case])
-    assert batch.find_scans([scans]) == [scans / "a.nii.gz"]
+    assert batch.find_scans([scans], Path("out")) == [scans / "a.nii.gz"]
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -211,7 +211,38 @@ def test_threads_are_shared_among_processes(monkeypatch):
     before = torch.get_num_threads()
     try:
         monkeypatch.setattr(os, "cpu_count", lambda: 8)
-        batch._share_cores(4)
+        batch._begin(4)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_interrupted(jobs, model, tmp_path):  # noqa: F811
+    """Ctrl-C reaches every process of the group: one line, exit status 130, no half file."""
+    (tmp_path / "scans").mkdir()
+    for k in range(40):
+        save(tmp_path / "scans" / f"{k}.nii")
+    process = subprocess.Popen([sys.executable, "-m", "pointseg", "segment", str(tmp_path / "scans"), "--model",
+                                str(model), "-o", str(tmp_path / "out"), "--jobs", jobs], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in said and said.endswith("pointseg segment: interrupted\n")
+    assert not list(tmp_path.glob("out/.writing-*")) and len(list(tmp_path.glob("out/*.nii.gz"))) < 40
+    for mask in tmp_path.glob("out/*.nii.gz"):
+        assert sitk.ReadImage(str(mask)).GetSize() == (24, 20, 16)
+
+
+def test_masks_do_not_overwrite_scans_nor_become_some(scans, model, tmp_path, capsys):  # noqa: F811
+    before = (scans / "a.nii.gz").read_bytes()
+    assert cli.main(["segment", str(scans), "--model", str(model), "-o", str(scans)]) == 1
+    assert "a.nii.gz: is a scan" in capsys.readouterr().err and (scans / "a.nii.gz").read_bytes() == before
+    (scans / "d.nii").unlink()
+    for _ in range(2):  # masks below the folder of scans are no scans in the second run
+        assert cli.main(["segment", str(scans), "--model", str(model), "-o", str(scans / "masks")]) == 0
+    assert "0 done, 3 already done, 0 failed" in capsys.readouterr().out
