@@ -4,6 +4,7 @@ Beside each mask lie a picture and a record (JSON) of how it was made.  The reco
 record fits is done, and a second start does what is missing.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -11,6 +12,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +28,7 @@ from pointseg.datasets import MANIFEST, read_manifest
 from pointseg.dicom import holds_dicom
 from pointseg.files import WRITABLE, ScanError, check_format, first_line, whole_file
 from pointseg.model import Model, load_model
-from pointseg.reading import SCAN_ENDINGS
+from pointseg.reading import SCAN_ENDINGS, data_files
 from pointseg.volume import CLASSES, read_volume, stem, write_mask
 
 SUMMARY = "summary.csv"
@@ -65,25 +67,30 @@ def find_scans(paths: Sequence[Path], out: Path) -> list[Path]:
     """
     scans: list[Path] = []
     for path in paths:
-        found = list(_below(path, out.resolve())) if path.is_dir() else [path]
+        found = list(_below(path, _real(out))) if os.path.isdir(path) else [path]
         if not found:
             raise ScanError(f"{path}: found no scan in this folder, expected DICOM files or {', '.join(SCAN_ENDINGS)}; "
                             "check the path")
         scans += found
-    return list(dict.fromkeys(scans))
+    return list({_real(s): s for s in scans}.values())  # a scan that is given by two paths is one
 
 
 def _below(folder: Path, out: Path) -> Iterator[Path]:
-    if (folder / MANIFEST).is_file():
+    if os.access(folder, os.X_OK) and (folder / MANIFEST).is_file():
         yield from (case.image for case in read_manifest(folder))
         return
-    if holds_dicom(folder):
+    if os.access(folder, os.R_OK) and holds_dicom(folder):
         yield folder
         return
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:
+        yield folder  # to be reported as one that cannot be read
+        return
+    for path in paths:
         if path.name.startswith("."):
             continue
-        if path.is_dir() and not path.is_symlink() and path.resolve() != out:  # a link may lead back
+        if os.path.isdir(path) and not path.is_symlink() and _real(path) != out:  # a link may lead back
             yield from _below(path, out)
         elif path.name.lower().endswith(SCAN_ENDINGS):
             yield path
@@ -91,23 +98,34 @@ def _below(folder: Path, out: Path) -> Iterator[Path]:
 
 def masks_in(folder: Path, scans: Sequence[Path]) -> list[Path]:
     """A name for the mask of each scan: the scan's, with its folders where two scans would share one."""
-    names = [Path(stem(s) if not s.is_dir() else s.resolve().name) for s in scans]
+    names = [Path(stem(s) if not os.path.isdir(s) else _real(s).name) for s in scans]
     if len(set(names)) < len(names):
-        absolute = [s.resolve() for s in scans]
+        absolute = [_real(s) for s in scans]
         root = Path(os.path.commonpath([s.parent for s in absolute]))
         names = [s.relative_to(root).parent / name for s, name in zip(absolute, names, strict=True)]
     if twice := sorted({str(n) for n in names if names.count(n) > 1}):
         raise ScanError(f"found several scans named {', '.join(twice)} in one folder, expected a name each, since "
                         "their masks would overwrite each other; rename them, or segment them into different folders")
     masks = [folder / f"{name}.nii.gz" for name in names]
-    if both := {m.resolve() for m in masks} & {s.resolve() for s in scans}:
-        raise ScanError(f"{min(both)}: is a scan, and its mask would have the same name; give another folder as -o")
+    refuse_overwriting(masks, scans)
     return masks
+
+
+def refuse_overwriting(masks: Sequence[Path], scans: Sequence[Path]) -> None:
+    """A mask may not take the place of a scan or of the file that holds its voxels."""
+    if both := {_real(m) for m in masks} & {_real(p) for s in scans if os.path.isfile(s) for p in data_files(s)}:
+        raise ScanError(f"{min(both)}: belongs to a scan itself, expected another name for the mask; change -o")
+
+
+def _real(path: Path) -> Path:
+    """Without links; unlike `resolve`, of loops of links too."""
+    return Path(os.path.realpath(path))
 
 
 def segment_one(scan: Path, mask: Path, options: Options) -> Outcome:
     """Segment a scan into a mask, its picture and its record.  Errors are ScanError."""
     check_format(mask)
+    _refuse_foreign(mask)
     model = cached_model(options.model)
     volume = read_volume(scan, modality=options.modality, series=options.series)
     prepared = model.prepare(volume)
@@ -118,15 +136,21 @@ def segment_one(scan: Path, mask: Path, options: Options) -> Outcome:
         warnings.insert(0, f"the scan is {prepared.modality}{told}, but the model learned from "
                            f"{' and '.join(model.modalities)}")
     volumes = plausible.volumes_ml(labels, volume.spacing_mm)
-    write_mask(mask, labels, volume.geometry, verse=options.verse)
-    plot.save(plot.three_planes(volume.image, labels, volume.spacing_mm, title=volume.name), picture_of(mask))
-    outcome = Outcome(scan, mask, "done", "", prepared.modality, volumes, tuple(warnings), volume.notes)
-    record = {"scan": str(scan), "mask": mask.name, "geometry": str(volume.geometry), "modality": prepared.modality,
-              "volumes_ml": volumes, "warnings": warnings, "notes": list(volume.notes),
-              "made_from": _fingerprint(scan, options)}
-    with whole_file(_record(mask)) as part:
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return outcome
+    picture = plot.three_planes(volume.image, labels, volume.spacing_mm, title=volume.name)
+    _record(mask).unlink(missing_ok=True)  # from now on the mask is no longer what it says
+    try:
+        write_mask(mask, labels, volume.geometry, verse=options.verse)
+        plot.save(picture, picture_of(mask))
+        record = {"scan": str(scan), "mask": mask.name, "geometry": str(volume.geometry), "modality": prepared.modality,
+                  "volumes_ml": volumes, "warnings": warnings, "notes": list(volume.notes),
+                  "made_from": _fingerprint(scan, options), "mask_sha256": _hash_of(mask)}
+        with whole_file(_record(mask)) as part:
+            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    except BaseException:  # a full disk, or Ctrl-C: three files or none
+        for path in (mask, picture_of(mask)):
+            path.unlink(missing_ok=True)
+        raise
+    return Outcome(scan, mask, "done", "", prepared.modality, volumes, tuple(warnings), volume.notes)
 
 
 def segment_many(scans: Sequence[Path], masks: Sequence[Path], options: Options, jobs: int = 1) -> Iterator[Outcome]:
@@ -139,8 +163,9 @@ def segment_many(scans: Sequence[Path], masks: Sequence[Path], options: Options,
         yield from (_attempt(scan, mask, options) for scan, mask in pairs)
         return
     workers: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
-    for _ in range(jobs):
-        workers.put(_worker(jobs))
+    with _deaf_to_interrupts():  # which the processes inherit: Ctrl-C reaches them while they still import
+        for _ in range(jobs):
+            workers.put(_worker(jobs))
 
     def attempt(scan: Path, mask: Path) -> Outcome:
         worker = workers.get()
@@ -168,7 +193,21 @@ def segment_many(scans: Sequence[Path], masks: Sequence[Path], options: Options,
 
 def _worker(jobs: int) -> ProcessPoolExecutor:
     """One process.  A pool of several would be lost as a whole with the first that is killed."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (jobs,))
+    worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (jobs,))
+    worker.submit(int)  # starts it
+    return worker
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, nor arrive
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin(jobs: int) -> None:
@@ -193,7 +232,7 @@ def _finished(scan: Path, mask: Path, options: Options) -> Outcome | None:
     """The outcome that an earlier run has recorded, where scan, model and options are still the same."""
     try:
         record = json.loads(_record(mask).read_text(encoding="utf-8"))
-        if mask.is_file() and record["made_from"] == _fingerprint(scan, options):
+        if record["made_from"] == _fingerprint(scan, options) and record["mask_sha256"] == _hash_of(mask):
             return Outcome(scan, mask, "already done", "", record["modality"], record["volumes_ml"],
                            tuple(record["warnings"]), tuple(record["notes"]))
     except (OSError, ValueError, LookupError, TypeError):  # no record, or not one of ours
@@ -213,9 +252,24 @@ def _beside(mask: Path, ending: str) -> Path:
     return mask.with_name(next(mask.name.removesuffix(e) for e in WRITABLE if mask.name.endswith(e)) + ending)
 
 
+def _refuse_foreign(mask: Path) -> None:
+    """A .json beside the scan, as converters write, may have the record's name: it is not ours to replace."""
+    path = _record(mask)
+    if path.exists():
+        try:
+            ours = "made_from" in json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            ours = path.is_file() and not path.stat().st_size
+        if not ours:
+            raise ScanError(f"{path}: is there already and no record of ours, expected a free name; change -o")
+
+
+def _hash_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _fingerprint(scan: Path, options: Options) -> dict:
-    files = sorted(p for p in scan.iterdir() if p.is_file()) if scan.is_dir() else [scan]
-    listed = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    listed = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in data_files(scan)]
     return {"scan": hashlib.sha256(repr(listed).encode()).hexdigest(), "model": _loaded(options.model)[1],
             "options": [options.modality, options.series, options.verse]}
 
@@ -236,7 +290,7 @@ def _load(path: Path, changed_ns: int) -> tuple[Model, str]:
     if model.num_classes != len(CLASSES):
         raise ScanError(f"{path}: knows vertebrae but not their levels, expected a model of L1..L5; "
                         "take result.pt, reference.pt, sagittal.pt or coronal.pt")
-    return model, hashlib.sha256(path.read_bytes()).hexdigest()
+    return model, _hash_of(path)
 
 
 def run(scans: Sequence[Path], masks: Sequence[Path], options: Options, jobs: int, folder: Path) -> list[Outcome]:

@@ -239,8 +239,7 @@ def segment(options: argparse.Namespace) -> None:
         if len(scans) > 1:
             raise ScanError(f"{options.output}: is one mask, but {len(scans)} scans are given; give a folder as -o")
         check_folder(options.output.parent)
-        if options.output.resolve() == scans[0].resolve():
-            raise ScanError(f"{options.output}: is the scan itself, expected another name for the mask; change -o")
+        batch.refuse_overwriting([options.output], scans)
         outcome = batch.segment_one(scans[0], options.output, settings)
         print(f"{batch.single(outcome)}\nwritten to {options.output} and {batch.picture_of(options.output)}")
         return

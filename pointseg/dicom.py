@@ -22,7 +22,8 @@ COSINE_TOLERANCE = 1e-3
 LOCALISER_WORDS = ("LOCALIZER", "LOCALISER", "SCOUT", "SURVEY", "TOPOGRAM")
 TAGS = ("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "PatientID", "PatientName",
         "PatientBirthDate", "Modality", "ImageType", "PhotometricInterpretation", "SamplesPerPixel", "NumberOfFrames",
-        "Rows", "Columns", "BitsAllocated", "PixelSpacing", "SpacingBetweenSlices", "ImageOrientationPatient",
+        "Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelSpacing", "SpacingBetweenSlices",
+        "ImageOrientationPatient",
         "ImagePositionPatient", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
         "RescaleSlope", "RescaleIntercept")
 
@@ -62,8 +63,8 @@ def _quiet() -> Iterator[None]:
 
 @_quiet()
 def holds_dicom(folder: Path) -> bool:
-    """Whether a file lying in this folder is DICOM."""
-    return any(_read_header(path) for path in _files(folder))
+    """Whether a file lying in this folder is a DICOM image."""
+    return any((header := _read_header(path)) and header.is_image for path in _files(folder))
 
 
 @_quiet()
@@ -75,6 +76,9 @@ def read_series(folder: Path, series: str = "") -> Stored:
     found: dict[str, list[Header]] = {}
     for path in _files(folder):
         if (header := _read_header(path)) and header.is_image:
+            if min(header.tags.Rows, header.tags.Columns) < 2:
+                raise ScanError(f"{path}: found slices of {header.tags.Columns} x {header.tags.Rows} pixels, expected "
+                                "at least 2 x 2; look for the images of the scan")
             found.setdefault(str(header.tags.get("SeriesInstanceUID") or ""), []).append(header)
     if not found:
         raise ScanError(f"{folder}: found no DICOM file in this folder, expected the slices of one scan; "
@@ -109,6 +113,13 @@ def read_series(folder: Path, series: str = "") -> Stored:
 
 
 @_quiet()
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, be it without the preamble that says so."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM" or _read_header(path) is not None
+
+
+@_quiet()
 def read_frames(path: Path, notes: Sequence[str] = ()) -> Stored:
     """A file with a frame for each slice (an Enhanced MR or CT), or a single slice, which is refused."""
     header = _read_header(path)
@@ -134,12 +145,16 @@ def _places(folder: Path, headers: Sequence[Header]) -> Places:
     for header in headers:
         for tag, size in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
             _numbers(header.path, header.tags, tag, size)
+        for tag in ("RescaleSlope", "RescaleIntercept"):  # a CT without them loses its HU
+            if tag in header.tags:
+                _numbers(header.path, header.tags, tag, 1)
     first = headers[0].tags
     for header in headers:
         for tag, tolerance in (("Rows", 0), ("Columns", 0), ("ImageOrientationPatient", COSINE_TOLERANCE),
-                               ("PixelSpacing", 1e-3)):
+                               ("PixelSpacing", 1e-3), ("BitsAllocated", 0), ("PixelRepresentation", 0),
+                               ("RescaleSlope", 1e-6), ("RescaleIntercept", 1e-6)):
             a, b = (np.array(_values(tags, tag), float) for tags in (first, header.tags))
-            if np.abs(a - b).max() > tolerance:
+            if len(a) != len(b) or np.abs(a - b).max(initial=0) > tolerance:
                 raise ScanError(f"{folder}: found slices of different {tag} in one series "
                                 f"({_shown(a)} in {headers[0].path.name}, {_shown(b)} in {header.path.name}), "
                                 "expected one stack of slices; give the files of one stack a folder of their own")
@@ -191,6 +206,10 @@ def _stored(source: Path, headers: Sequence[Header], places: Places, notes: Sequ
             image = sitk.GetImageFromArray(sitk.GetArrayViewFromImage(image)[order])
     else:
         image = _pixels(source, [headers[i] for i in order])
+    columns, rows = headers[0].tags.Columns, headers[0].tags.Rows
+    if image.GetSize()[:2] != (columns, rows):
+        raise ScanError(f"{source}: found {columns} x {rows} pixels a slice in the header and "
+                        f"{' x '.join(map(str, image.GetSize()[:2]))} in the data, expected the same; export it again")
     across, down = places.rows_columns[:3], places.rows_columns[3:]
     image.SetSpacing((places.spacing[1], places.spacing[0], step_mm))
     image.SetOrigin(places.positions[order[0]].tolist())
@@ -306,9 +325,9 @@ def _numbers(path: Path, tags: Dataset, tag: str, size: int) -> list[float]:
         values = []
     good = len(values) == size and np.isfinite(values).all() and (tag != "PixelSpacing" or min(values) > 0)
     if not good:
-        found = _shown(values) if values else "no"
-        raise ScanError(f"{path}: found {found} {tag}, expected {size} numbers that say where the slice lies; "
-                        "export the scan again, or convert it to NIfTI")
+        found = ("no" if tag not in tags or not tags.get(tag) else "\\".join(map(str, _values(tags, tag)))[:80])
+        raise ScanError(f"{path}: found {found} {tag}, expected {size} number{'s' * (size > 1)}; export the scan "
+                        "again, or convert it to NIfTI")
     return values
 
 

@@ -13,9 +13,19 @@ import SimpleITK as sitk
 
 WRITABLE = (".nii.gz", ".nii", ".mha", ".nrrd")  # one file each; .mhd names a second one and cannot be replaced at once
 
+NIFTI_SIZE_MAX = 2**15 - 1
+
 
 class ScanError(ValueError):
     """Input that cannot be used.  The message names the file, what was found, what was expected and the next step."""
+
+    def __init__(self, message: str):
+        """Of one line: what a file or its name holds may not break it."""
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
+
+class Damaged(Exception):
+    """Why a file is not whole, for `reading` to say."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +58,17 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def write_image(path: Path, image: sitk.Image) -> None:
     """Write an image, whole or not at all."""
     check_format(path)
+    if ".nii" in path.name and max(image.GetSize()) > NIFTI_SIZE_MAX:
+        raise ScanError(f"{path}: cannot be written ({max(image.GetSize())} voxels along an axis), expected at most "
+                        f"{NIFTI_SIZE_MAX} for NIfTI; write .mha or .nrrd")
     with whole_file(path) as part, native_messages():
+        # Under a plain name: the library takes some names, such as a.img.nii, for those of other formats.
+        plain = part.with_name("image" + next(e for e in WRITABLE if path.name.endswith(e)))
         try:
-            sitk.WriteImage(image, str(part), useCompression=True)
+            sitk.WriteImage(image, str(plain), useCompression=True)
         except RuntimeError as error:  # also where the disk is full
             raise OSError(reason(error)) from None
+        plain.rename(part)
 
 
 def check_format(path: Path) -> None:

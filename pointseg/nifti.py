@@ -8,49 +8,126 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from pointseg.files import ScanError
+from pointseg.files import Damaged, ScanError
 
-LAYOUTS = {  # by the header's length: format and offset of dim, bitpix, vox_offset, pixdim, two orientation codes
-    348: (("8h", 40), ("h", 72), ("f", 108), ("8f", 76), ("2h", 252)),  # NIfTI-1
-    540: (("8q", 16), ("h", 14), ("q", 168), ("8d", 104), ("2i", 344))}  # NIfTI-2
+LAYOUTS = {  # by the header's length: format and offset of each field that matters
+    348: {"dim": ("8h", 40), "datatype": ("h", 70), "vox_offset": ("f", 108), "pixdim": ("8f", 76),
+          "codes": ("2h", 252), "quaternion": ("6f", 256), "sform": ("12f", 280)},  # NIfTI-1
+    540: {"dim": ("8q", 16), "datatype": ("h", 12), "vox_offset": ("q", 168), "pixdim": ("8d", 104),
+          "codes": ("2i", 344), "quaternion": ("6d", 352), "sform": ("12d", 400)}}  # NIfTI-2
 MAGIC = {348: 344, 540: 4}
-SFORM_AT, CODES_AT = 280, 252  # in NIfTI-1
+BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1792: 16, 2304: 4}
+FLOATS = {16: "f4", 64: "f8"}
 BENT_MAX = 0.02  # cosine between two axes, of 1.1 degrees: what rounding and careless resampling leave
+SPACING_TOLERANCE = 0.02  # share by which a matrix's steps may differ from the spacing
 
 
-class Damaged(Exception):
-    """Why a file is no whole NIfTI file."""
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a whole file."""
+
+    notes: tuple[str, ...]
+    not_finite: tuple[np.ndarray, np.ndarray]  # flat indices of NaN and infinite voxels, which SimpleITK reads as 0,
+    # and which of these they are
 
 
-def check(path: Path) -> bool:
-    """Refuse missing bytes (which SimpleITK reads as 0) and spacing 0 or NaN (as 1 mm).   -> is an orientation stored?
+def check(path: Path, no_orientation: str) -> Checked:
+    """Refuse missing bytes (which SimpleITK reads as 0), a wrong spacing (as 1 mm), and contradictions.
 
-    Raises Damaged, and ScanError for a wrong spacing.
+    Raises Damaged, and ScanError for a wrong spacing.  no_orientation: the note where none is stored.
     """
     if path.suffix.lower() in (".hdr", ".img"):
         raise Damaged("half of a NIfTI or Analyze pair")
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             header = file.read(540).ljust(540, b"\0")
-            found = file.tell() + sum(map(len, iter(lambda: file.read(1 << 20), b"")))  # gzip's checksum is at the end
+            order, length = _order_and_length(header)
+            get = {name: struct.unpack_from(order + kind, header, at) for name, (kind, at) in LAYOUTS[length].items()}
+            if header[MAGIC[length]:][:3] not in (b"n+1", b"n+2"):
+                raise Damaged("its header is not that of a single NIfTI file")
+            datatype, offset, dim = get["datatype"][0], get["vox_offset"][0], get["dim"]
+            if datatype not in BYTES:
+                raise Damaged(f"voxels of type {datatype}")
+            if not length + 4 <= offset < 1 << 40:
+                raise Damaged(f"voxels from byte {offset:g} on")
+            if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
+                raise Damaged(f"sizes {', '.join(map(str, dim[1 : dim[0] + 1]))}")
+            needed = math.prod(dim[1 : dim[0] + 1]) * BYTES[datatype]
+            found, not_finite = _read_through(file, int(offset) - min(540, int(offset)), header[int(offset):],
+                                              needed, order + FLOATS[datatype] if datatype in FLOATS else "")
     except (OSError, EOFError, zlib.error) as error:
         raise Damaged(str(error)) from None
-    order, length = _order_and_length(header)
-    if header[MAGIC[length]:][:3] not in (b"n+1", b"n+2"):
-        raise Damaged("its header is not that of a single NIfTI file")
-    dim, bitpix, offset, pixdim, codes = (struct.unpack_from(order + kind, header, at) for kind, at in LAYOUTS[length])
-    expected = int(offset[0]) + math.prod(dim[1 : dim[0] + 1]) * bitpix[0] // 8
-    if found < expected:
-        raise Damaged(f"{found} of {expected} bytes")
-    if not all(math.isfinite(s) and s > 0 for s in pixdim[1:4]):
-        raise ScanError(f"{path}: found voxel spacing {' x '.join(f'{s:g}' for s in pixdim[1:4])} mm, "
+    if found < needed:
+        raise Damaged(f"{found} of {needed} bytes of voxels")
+    spacing = get["pixdim"][1:4]
+    if not all(math.isfinite(s) and s > 0 for s in spacing):
+        raise ScanError(f"{path}: found voxel spacing {' x '.join(f'{s:g}' for s in spacing)} mm, "
                         "expected positive numbers; export it again with its spacing")
-    return any(codes)
+    return Checked(tuple(_orientation_notes(path, get, no_orientation)), not_finite)
+
+
+def _read_through(file: BinaryIO, skip: int, first: bytes, needed: int,
+                  kind: str) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+    """To the end, where gzip has its checksum.   -> bytes of voxels; index and value of those that are not finite."""
+    left, found, indices, odd = skip, 0, [np.zeros(0, int)], [np.zeros(0)]
+    rest = first
+    while True:
+        if found < needed and kind and rest:
+            size = np.dtype(kind).itemsize
+            whole = rest[: min(len(rest), needed - found) // size * size]
+            values = np.frombuffer(whole, kind)
+            where = np.flatnonzero(~np.isfinite(values))
+            indices.append(where + found // size)
+            odd.append(values[where].astype(float))
+            found, rest = found + len(whole), rest[len(whole):]
+        elif not kind or found >= needed:
+            found, rest = found + len(rest), b""
+        part = file.read(1 << 22)
+        if not part:
+            return found + len(rest), (np.concatenate(indices), np.concatenate(odd))
+        part, left = part[left:], max(0, left - len(part))
+        rest += part
+
+
+def _orientation_notes(path: Path, get: dict[str, tuple], no_orientation: str) -> Iterator[str]:
+    """Whether the two ways in which a header tells the orientation make sense, and agree."""
+    qform_code, sform_code = get["codes"]
+    spacing = np.array(get["pixdim"][1:4])
+    if qform_code <= 0 and sform_code <= 0:
+        yield no_orientation
+    sform = np.reshape(get["sform"], (3, 4))
+    turn = np.array(get["quaternion"])
+    if qform_code > 0 and not (np.isfinite(turn).all() and turn[:3] @ turn[:3] <= 1.01):
+        raise Damaged("a quaternion that is no rotation")
+    if sform_code > 0:
+        steps = np.linalg.norm(sform[:, :3], axis=0)
+        if not np.isfinite(sform).all() or (np.abs(steps / spacing - 1) > SPACING_TOLERANCE).any():
+            raise ScanError(f"{path}: found voxel spacing {' x '.join(f'{s:g}' for s in spacing)} mm, but steps of "
+                            f"{' x '.join(f'{s:g}' for s in steps)} mm in the matrix (sform), expected the same; "
+                            "correct the header")
+    if qform_code > 0 and sform_code > 0:
+        qform = _qform(get)
+        corners = np.array([[i * n for i, n in zip(c, get["dim"][1:4], strict=True)] for c in np.ndindex(2, 2, 2)])
+        apart = np.linalg.norm(corners @ (sform[:, :3] - qform[:, :3]).T + sform[:, 3] - qform[:, 3], axis=1).max()
+        if apart > spacing.max():
+            yield f"its two orientations (qform and sform) are up to {apart:.0f} mm apart: other software may differ"
+
+
+def _qform(get: dict[str, tuple]) -> np.ndarray:
+    """The 3 x 4 matrix that the quaternion stands for (NIfTI-1 standard, method 2)."""
+    b, c, d, *offset = get["quaternion"]
+    a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+    turn = np.array([[a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+                     [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+                     [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c]])
+    handed = -1 if get["pixdim"][0] < 0 else 1
+    return np.column_stack([turn * get["pixdim"][1:4] * (1, 1, handed), offset])
 
 
 @contextlib.contextmanager
@@ -60,22 +137,19 @@ def straightened(path: Path) -> Iterator[Path | None]:
     SimpleITK refuses axes that are not at right angles to five digits; a hundred scans of TotalSegmentator have such.
     """
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_opened(path))
+        file = stack.enter_context(opened(path))
         header = bytearray(file.read(348))
         order, length = _order_and_length(header.ljust(540, b"\0"))
-        rows = np.array(struct.unpack_from(order + "12f", header, SFORM_AT)).reshape(3, 4)
+        rows = np.array(struct.unpack_from(order + "12f", header, 280)).reshape(3, 4)
         spacing = np.linalg.norm(rows[:, :3], axis=0)
-        if length != 348 or not np.isfinite(rows).all() or not spacing.all():
-            yield None
-            return
-        axes = rows[:, :3] / spacing
-        if np.abs(axes.T @ axes - np.eye(3)).max() > BENT_MAX:
+        axes = rows[:, :3] / np.where(spacing > 0, spacing, 1)
+        if length != 348 or not np.isfinite(rows).all() or not np.abs(axes.T @ axes - np.eye(3)).max() <= BENT_MAX:
             yield None
             return
         left, _, right = np.linalg.svd(axes)
         rows[:, :3] = left @ right * spacing
-        struct.pack_into(order + "12f", header, SFORM_AT, *rows.ravel())
-        struct.pack_into(order + "2h", header, CODES_AT, 0, 1)
+        struct.pack_into(order + "12f", header, 280, *rows.ravel())
+        struct.pack_into(order + "2h", header, 252, 0, 1)
         copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "straight.nii"
         with open(copy, "wb") as out:
             out.write(header)
@@ -83,10 +157,32 @@ def straightened(path: Path) -> Iterator[Path | None]:
         yield copy
 
 
-def _opened(path: Path) -> BinaryIO:
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[Path]:
+    """The file under a plain name in a folder of its own: beside an x.nii the library would read that for x.nii.gz."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / ("scan.nii.gz" if _is_zipped(path) else "scan.nii")
+        link.symlink_to(path.absolute())
+        yield link
+
+
+def opened(path: Path) -> BinaryIO:
+    return (gzip.open if _is_zipped(path) else open)(path, "rb")
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether it begins as NIfTI does, packed or not."""
+    try:
+        with opened(path) as file:
+            _order_and_length(file.read(4).ljust(4, b"\0"))
+    except (Damaged, OSError, EOFError, zlib.error):
+        return False
+    return True
+
+
+def _is_zipped(path: Path) -> bool:
     with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return (gzip.open if zipped else open)(path, "rb")
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _order_and_length(header: bytes) -> tuple[str, int]:

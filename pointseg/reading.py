@@ -4,7 +4,6 @@ Half a file, a spacing that is missing, not a number or in metres, a header that
 SimpleITK alone returns a scan for each of these.
 """
 
-import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -14,16 +13,14 @@ from typing import BinaryIO
 import numpy as np
 import SimpleITK as sitk
 
-from pointseg import nifti
-from pointseg.dicom import COSINE_TOLERANCE, read_frames, read_series
-from pointseg.files import ScanError, Stored, first_line, native_messages, reason
+from pointseg import nifti, textheaders
+from pointseg.dicom import COSINE_TOLERANCE, is_dicom, read_frames, read_series
+from pointseg.files import Damaged, ScanError, Stored, first_line, native_messages, reason
 
-FORMATS = {"NiftiImageIO": "NIfTI", "MetaImageIO": "MHA", "NrrdImageIO": "NRRD", "GDCMImageIO": "DICOM"}
+READERS = {"NIfTI": "NiftiImageIO", "MHA": "MetaImageIO", "NRRD": "NrrdImageIO"}  # SimpleITK's
 SCAN_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
-COMPRESSION_MAX = 1100  # deflate packs no more than 1032 bytes into one
 SPACING_MM = (0.02, 50.0)  # outside, a header most likely holds metres, micrometres or nonsense
 EXTENT_MM, EXTENT_LITRES = 2500.0, 1000.0  # a larger scan is not of a person, and its 1 mm grid fills the memory
-TEXT_HEADER = 1 << 16  # bytes in which the header of MHA and NRRD must end
 NO_ORIENTATION = ("its header does not say how it lies in the patient, so the axes are taken in the format's default "
                   "order: check left and right, head and feet")
 
@@ -32,42 +29,53 @@ def read_image(path: Path, series: str = "") -> Stored:
     """One 3-D image as stored: a real number per voxel, at least 2 voxels along each axis, positive spacing in mm.
 
     path: a NIfTI, MHA/MHD, NRRD or multi-frame DICOM file, or a folder with a DICOM series; `series` is the
-    SeriesInstanceUID where there are several.  A fourth axis with a single frame is dropped.  NaN in NIfTI files is set
-    to 0 by the format's library.
+    SeriesInstanceUID where there are several.  A fourth axis with a single frame is dropped.
     """
-    if not path.exists():
-        raise ScanError(f"{path}: no such file or folder, expected a scan; check the path")
     try:
+        if not path.exists():
+            raise ScanError(f"{path}: no such file or folder, expected a scan; check the path")
+        if not path.is_dir() and not path.is_file():  # a pipe, say, on which a reader would wait
+            raise ScanError(f"{path}: found neither a file nor a folder, expected a scan; check the path")
         stored = read_series(path, series) if path.is_dir() else _read_file(path)
     except ScanError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:  # pydicom's words for a bad header
+    except Damaged as error:
+        raise _unreadable(path, str(error)) from None
+    except PermissionError as error:
+        raise ScanError(f"{path}: cannot be read ({error.strerror}), expected a scan that one may read; "
+                        "check its permissions") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of the readers
         raise _unreadable(path, first_line(error)) from None
     _check_grid(path, stored.image)
     return stored
 
 
+def data_files(path: Path) -> list[Path]:
+    """All the files that a scan consists of."""
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    return [path, *(textheaders.data_files(path) if path.suffix.lower() in (".mhd", ".nhdr", ".mha", ".nrrd") else [])]
+
+
 def _read_file(path: Path) -> Stored:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ScanError(f"{ascii(str(path))[1:-1]}: cannot be read (its name is not UTF-8), expected a plain name; "
+                        "rename it") from None
     with native_messages() as messages:
         kind = _format_of(path)
         if kind == "DICOM":
             return read_frames(path)
-        if kind is None:
-            raise _unreadable(path, "its content is none of these formats" if path.stat().st_size else "it is empty")
         try:
-            notes = [] if HAS_ORIENTATION[kind](path) else [NO_ORIENTATION]
-            try:
-                image = _execute(path)
-            except RuntimeError as error:
-                if kind != "NIfTI" or "orthonormal" not in str(error):
-                    raise
-                with nifti.straightened(path) as copy:
-                    if copy is None:
-                        raise
-                    image = _execute(copy)
-                notes.append("its axes were not quite at right angles and are straightened")
-        except nifti.Damaged as error:
-            raise _unreadable(path, str(error)) from None
+            if kind == "NIfTI":
+                image, notes = _read_nifti(path)
+            else:
+                header = (textheaders.check_mha if kind == "MHA" else textheaders.check_nrrd)(path)
+                image, notes = _execute(path, kind), [] if header.directed else [NO_ORIENTATION]
+                _check_agrees(path, image, header)
         except RuntimeError as error:
             raise _unreadable(path, _text(messages) or reason(error)) from None
         if "Uncompress failed" in _text(messages):  # MetaImage says so, and returns what it has
@@ -78,20 +86,62 @@ def _read_file(path: Path) -> Stored:
     return Stored(image, "", tuple(notes))
 
 
-def _execute(path: Path) -> sitk.Image:
+def _read_nifti(path: Path) -> tuple[sitk.Image, list[str]]:
+    checked = nifti.check(path, NO_ORIENTATION)
+    notes = list(checked.notes)
+    with nifti.alone(path) as link:
+        try:
+            image = _execute(link, "NIfTI", path)
+        except RuntimeError as error:
+            if "orthonormal" not in str(error):
+                raise
+            with nifti.straightened(path) as copy:
+                if copy is None:
+                    raise
+                image = _execute(copy, "NIfTI", path)
+            notes.append("its axes were not quite at right angles and are straightened")
+    where, odd = checked.not_finite
+    if len(where):  # the library has made 0 of them, which in a CT is water
+        values = sitk.GetArrayFromImage(image)
+        values.ravel()[where] = odd
+        marked = sitk.GetImageFromArray(values, isVector=False)
+        marked.CopyInformation(image)
+        image = marked
+    return image, notes
+
+
+def _check_agrees(path: Path, image: sitk.Image, header: textheaders.TextHeader) -> None:
+    """The library must have understood the header as it is written."""
+    size, spacing, origin = image.GetSize(), image.GetSpacing()[:3], image.GetOrigin()[:3]
+    if size != header.size[:len(size)] or not np.allclose(spacing, header.spacing, rtol=1e-4) or (
+            header.origin is not None and not np.allclose(origin, header.origin, rtol=1e-4, atol=1e-4)):
+        raise Damaged(f"its header is read as {' x '.join(map(str, size))} voxels of "
+                      f"{' x '.join(f'{s:g}' for s in spacing)} mm, which is not what it says")
+
+
+def _execute(path: Path, kind: str, named: Path | None = None) -> sitk.Image:
+    """Read a file; `named` is what errors call it."""
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(READERS[kind])
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    _check_kind(path, reader)
-    _check_room(path, reader)
+    _check_kind(named or path, reader)
     return reader.Execute()
 
 
-def _format_of(path: Path) -> str | None:
+def _format_of(path: Path) -> str:
+    """Told by the content.  SimpleITK asks every format it knows, some of which take seconds over a damaged file."""
     with open(path, "rb") as file:
-        if file.read(132)[128:] == b"DICM":  # asked first: the others take seconds over a damaged one
-            return "DICOM"
-    return FORMATS.get(sitk.ImageFileReader.GetImageIOFromFileName(str(path)))
+        start = file.read(1024)
+    if start.startswith(b"NRRD"):
+        return "NRRD"
+    if nifti.is_nifti(path):
+        return "NIfTI"
+    if re.search(rb"^\s*(ObjectType|NDims|DimSize)\s*=", start, re.MULTILINE):
+        return "MHA"
+    if is_dicom(path):
+        return "DICOM"
+    raise Damaged("its content is none of these formats" if start else "it is empty")
 
 
 def _check_kind(path: Path, reader: sitk.ImageFileReader) -> None:
@@ -105,14 +155,6 @@ def _check_kind(path: Path, reader: sitk.ImageFileReader) -> None:
         hint = "take one of its frames" if len(size) > 3 else "for DICOM give the folder of the slices"
         raise ScanError(f"{path}: found an image of {' x '.join(map(str, size))} voxels, expected three axes of at "
                         f"least 2 voxels each; hand in one 3-D scan: {hint}")
-
-
-def _check_room(path: Path, reader: sitk.ImageFileReader) -> None:
-    """A header may promise more than any compression packs into its file, and more than the memory holds."""
-    needed = math.prod(reader.GetSize()) * sitk.Image([1] * 3, reader.GetPixelID()).GetSizeOfPixelComponent()
-    held = sum(p.stat().st_size for p in {path, *_data_files(path)})
-    if needed > COMPRESSION_MAX * held:
-        raise _unreadable(path, f"its {held} bytes cannot hold the {needed} that its header promises")
 
 
 def _check_grid(path: Path, image: sitk.Image) -> None:
@@ -129,59 +171,6 @@ def _check_grid(path: Path, image: sitk.Image) -> None:
     if max(extent) > EXTENT_MM or math.prod(extent) > EXTENT_LITRES * 1e6:
         raise ScanError(f"{path}: found a scan of {' x '.join(f'{e:.0f}' for e in extent)} mm, with {shown} mm voxels, "
                         "expected one of a person; check its spacing")
-
-
-def _check_mha(path: Path) -> bool:
-    """Refuse a missing spacing, which is read as 1 mm.   -> is an orientation stored?"""
-    header = _text_header(path, re.compile(rb"ElementDataFile\s*=.*"))
-    spacing = re.search(rb"^(?:ElementSpacing|ElementSize)\s*=(.*)", header, re.MULTILINE)
-    if not spacing:
-        raise ScanError(f"{path}: found no ElementSpacing in its header, expected the voxel spacing in mm; "
-                        "export it again with its spacing")
-    numbers = _numbers(spacing[1].split())
-    if len(numbers) < 3 or min(numbers) <= 0:
-        raise ScanError(f"{path}: found voxel spacing {spacing[1].decode(errors='replace').strip()}, expected three "
-                        "positive numbers; export it again with its spacing")
-    return bool(re.search(rb"^(TransformMatrix|Rotation|Orientation)\s*=", header, re.MULTILINE))
-
-
-def _check_nrrd(path: Path) -> bool:
-    """Refuse what crashes the library, numbers as text, and a missing spacing.   -> is an orientation stored?"""
-    header = _text_header(path, re.compile(rb"\r?\n\r?\n"))
-    if not re.search(rb"^encoding: *(raw|gz|gzip)\s*$", header, re.MULTILINE):
-        raise _unreadable(path, "its encoding is neither raw nor gzip")
-    spacings = re.search(rb"^(?:spacings|space directions):(.*)", header, re.MULTILINE)
-    if not spacings or len(_numbers(re.split(rb"[(),\s]+", spacings[1]))) not in (3, 4, 9, 16):
-        raise ScanError(f"{path}: found no spacing along each of three axes in its header, expected the voxel spacing "
-                        "in mm; export it again with its spacing")
-    return bool(re.search(rb"^space:", header, re.MULTILINE))
-
-
-HAS_ORIENTATION = {"NIfTI": nifti.check, "MHA": _check_mha, "NRRD": _check_nrrd}
-
-
-def _numbers(words: Sequence[bytes]) -> list[float]:
-    """The words that are numbers."""
-    numbers = []
-    for word in words:
-        with contextlib.suppress(ValueError):
-            numbers.append(float(word))
-    return [n for n in numbers if math.isfinite(n)]
-
-
-def _text_header(path: Path, end: re.Pattern[bytes]) -> bytes:
-    with open(path, "rb") as file:
-        start = file.read(TEXT_HEADER)
-    found = end.search(start)
-    return start[:found.end()] if found else start
-
-
-def _data_files(path: Path) -> list[Path]:
-    """The file beside it that an MHD or NHDR header names."""
-    header = _text_header(path, re.compile(rb"ElementDataFile\s*=.*|\r?\n\r?\n"))
-    named = re.search(rb"^(?:ElementDataFile\s*=|data file:)\s*(.+?)\s*$", header, re.MULTILINE)
-    data = path.parent / named[1].decode(errors="replace") if named else path
-    return [data] if data.is_file() else []
 
 
 def _shown(values: Sequence[float]) -> str:

@@ -134,7 +134,7 @@ def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, 
 
 def stem(path: Path) -> str:
     """A file's name without its ending, .nii.gz being one."""
-    return Path(path.name.removesuffix(".gz")).stem
+    return Path(path.name.removesuffix(path.suffix) if path.suffix.lower() == ".gz" else path.name).stem
 
 
 def to_own_geometry(labels: np.ndarray, geometry: Geometry) -> sitk.Image:
@@ -229,7 +229,8 @@ def _to_classes(values: np.ndarray, scheme: str, path: Path) -> np.ndarray:
 
 def shown_values(values: Sequence[float]) -> str:
     """Some of them, for a message."""
-    return ", ".join(f"{v:g}" for v in values[:8]) + (", ..." if len(values) > 8 else "")
+    shown = [f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in values[:8]]
+    return ", ".join(shown) + (", ..." if len(values) > 8 else "")
 
 
 def span_of(known: Iterable[int]) -> str:

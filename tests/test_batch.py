@@ -17,7 +17,7 @@ from test_hostile import TINY, good, image_of, model, save, values, write_slices
 
 from pointseg import batch, cli
 from pointseg.datasets import Case, write_manifest
-from pointseg.files import ScanError
+from pointseg.files import ScanError, whole_file
 from pointseg.model import Model, load_model, save_model
 
 
@@ -74,7 +74,7 @@ def test_a_second_start_does_what_is_missing(scans, model, tmp_path, capsys):  #
                                                                            "c": "already done"}
     assert (out / "c.nii.gz").stat().st_mtime_ns == before[out / "c.nii.gz"]
     assert summary(out)["c"]["L1_ml"] and (out / "b.1.nii.gz").is_file()
-    (out / "c.json").write_text("{")  # killed by a full disk, say: not done
+    (out / "c.json").write_text("")  # killed by a full disk, say: not done
     assert cli.main([*arguments, "--verse"]) == 0  # and other options make other masks
     assert "3 done, 0 already done" in capsys.readouterr().out
     assert set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(out / "c.nii.gz"))))) <= {0, *range(20, 25)}
@@ -156,6 +156,43 @@ def test_killed_in_the_middle(model, tmp_path):  # noqa: F811
     assert done.returncode == 0 and "6 done" not in done.stdout and "0 failed" in done.stdout
     assert len(list(tmp_path.glob("out/*.nii.gz"))) == 6
     assert not list(tmp_path.glob("out/.writing-*/*.json"))
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_a_full_disk_leaves_three_files_or_none(error, model, tmp_path, monkeypatch):  # noqa: F811
+    scan, mask = save(tmp_path / "s.mha"), tmp_path / "out" / "m.nii.gz"
+    batch.segment_one(scan, mask, batch.Options(model))
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+    def full(figure, path):
+        with whole_file(path):
+            raise error
+    monkeypatch.setattr(batch.plot, "save", full)
+    with pytest.raises(ScanError if isinstance(error, OSError) else KeyboardInterrupt):
+        batch.segment_one(scan, mask, batch.Options(model, verse=True))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_mask_that_was_changed_is_made_again(model, tmp_path):  # noqa: F811
+    """So are those whose scan's voxels, in a file of their own, have changed."""
+    scan, mask = save(tmp_path / "s.mhd"), tmp_path / "m.nii.gz"
+    options = batch.Options(model)
+    assert batch._attempt(scan, mask, options).status == "done"
+    assert batch._attempt(scan, mask, options).status == "already done"
+    mask.write_bytes(b"damaged")
+    assert batch._attempt(scan, mask, options).status == "done"
+    (tmp_path / "s.raw").write_bytes(values()[::-1].tobytes())
+    assert batch._attempt(scan, mask, options).status == "done"
+    assert batch._attempt(scan, mask, options).status == "already done"
+
+
+def test_a_json_of_someone_else_stays(scans, model, tmp_path, capsys):  # noqa: F811
+    """As converters write beside scans."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.json").write_text('{"EchoTime": 0.1}')
+    assert cli.main(["segment", str(scans / "a.nii.gz"), "--model", str(model), "-o", str(tmp_path / "out")]) == 1
+    assert "no record of ours" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.json", "summary.csv"}
 
 
 # --- names ---
@@ -241,7 +278,7 @@ def test_interrupted(jobs, model, tmp_path):  # noqa: F811
 def test_masks_do_not_overwrite_scans_nor_become_some(scans, model, tmp_path, capsys):  # noqa: F811
     before = (scans / "a.nii.gz").read_bytes()
     assert cli.main(["segment", str(scans), "--model", str(model), "-o", str(scans)]) == 1
-    assert "a.nii.gz: is a scan" in capsys.readouterr().err and (scans / "a.nii.gz").read_bytes() == before
+    assert "a.nii.gz: belongs to a scan" in capsys.readouterr().err and (scans / "a.nii.gz").read_bytes() == before
     (scans / "d.nii").unlink()
     for _ in range(2):  # masks below the folder of scans are no scans in the second run
         assert cli.main(["segment", str(scans), "--model", str(model), "-o", str(scans / "masks")]) == 0

@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import os
 import re
 import shutil
 import struct
@@ -256,12 +257,20 @@ NIFTI_FAULTS = {
     "spacing 0": ([(80, "f", 0.0)], "0 x 2 x 2.5 mm"), "spacing below 0": ([(84, "f", -2.0)], "1.5 x -2 x 2.5 mm"),
     "spacing NaN": ([(88, "f", float("nan"))], "1.5 x 2 x nan mm"),
     "spacing infinite": ([(88, "f", float("inf"))], "1.5 x 2 x inf mm"),
-    "metres": ([(80, "3f", (0.0015, 0.002, 0.0025))], "in mm"),
-    "kilometres": ([(80, "3f", (5000, 5000, 5000))], "in mm"), "another type": ([(70, "h", 9999)], ""),
+    "metres": ([(80, "3f", (0.0015, 0.002, 0.0025))], "0.0015 x 0.002 x 0.0025 mm"),
+    "kilometres": ([(80, "3f", (5000, 5000, 5000))], "5000 mm"), "another type": ([(70, "h", 9999)], ""),
     "colour": ([(70, "2h", (128, 24))], ""), "complex numbers": ([(70, "2h", (32, 64))], ""),
     "a wider type": ([(70, "2h", (64, 64))], "bytes"), "the data elsewhere": ([(108, "f", 1e6)], "bytes"),
+    "the data in the header": ([(108, "f", 348.0)], "from byte 348"),
+    "the data nowhere": ([(108, "f", float("inf"))], ""),
+    "no bits, and short": ([(72, "h", 0), (46, "h", 17)], "bytes of voxels"),
+    "no frame": ([(40, "h", 4), (48, "h", 0)], "sizes"),
+    "no rotation": ([(252, "2h", (1, 0)), (256, "f", 3.0)], "rotation"),
+    "two spacings": ([(280, "f", 4.5)], "in the matrix"),
     "sheared": ([(252, "2h", (0, 1)), (280, "4f", (1.5, 1.0, 0, 0)), (296, "4f", (0, 2, 0, 0)),
-                 (312, "4f", (0, 0, 2.5, 0))], "orthonormal"),
+                 (312, "4f", (0, 0, 2.5, 0))], "in the matrix (sform)"),
+    "skewed": ([(252, "2h", (0, 1)), (280, "4f", (1.5, 1.0, 0, 0)), (296, "4f", (0, 3**0.5, 0, 0)),
+                (312, "4f", (0, 0, 2.5, 0))], "orthonormal"),
     "a flat matrix": ([(252, "2h", (0, 1)), (280, "12f", (0.0,) * 12)], ""),
     "a matrix of NaN": ([(252, "2h", (0, 1)), (280, "12f", (float("nan"),) * 12)], ""),
     "no magic": ([(344, "4s", b"xxxx")], ""), "half of a pair": ([(344, "4s", b"ni1\0")], ""),
@@ -422,6 +431,72 @@ def test_no_spine_at_all(model, tmp_path, capsys):
         assert answer.status == 0 and answer.mask.GetSize() == array.shape[::-1]
 
 
+def test_nifti_not_a_number(model, good, tmp_path, capsys):
+    """The library makes 0 of it, which in a CT is water."""
+    array = values().astype(np.float32)
+    array[:, :2], array[7, 8, 6] = np.nan, np.inf
+    for ending in ("nii", "nii.gz"):
+        answer = segment(save(tmp_path / f"scan.{ending}", array), model, tmp_path, capsys)
+        clean = array.copy()
+        clean[:, :2], clean[7, 8, 6] = -1000, values().max()
+        is_good(answer, good(clean))
+        assert f"{16 * 2 * 24 + 1} voxels that are not finite" in answer.notes
+    is_refused(segment(save(tmp_path / "scan.nii", np.full(SHAPE, np.nan)), model, tmp_path, capsys), "no finite voxel")
+
+
+def test_nifti_beside_its_unpacked_twin(model, good, tmp_path, capsys):
+    """The library would read x.nii for x.nii.gz."""
+    scan = save(tmp_path / "scan.nii.gz")
+    (tmp_path / "scan.nii").write_bytes(b"other")
+    is_good(segment(scan, model, tmp_path, capsys), good())
+
+
+def test_nifti_of_two_minds(model, good, tmp_path, capsys):
+    """qform and sform may both be there; where they put the scan 30 mm apart, that is said."""
+    scan = save(tmp_path / "scan.nii")
+    (x,) = struct.unpack_from("<f", scan.read_bytes(), 268)
+    answer = segment(nifti(scan, (268, "f", x + 30)), model, tmp_path, capsys)
+    assert answer.status == 0 and "30 mm apart" in answer.notes
+    is_good(segment(save(scan), model, tmp_path, capsys), good())
+
+
+def test_names(model, good, tmp_path, capsys):
+    """Endings in capitals, dots, spaces, other letters; a name that no library takes is refused, in one line."""
+    for name in ("SCAN.NII.GZ", "a.img.nii", "a b.nii", "größe.nii.gz", "-x.nii", "a.nii.nii.gz"):
+        save(tmp_path / "plain.nii" if name.lower().endswith(".nii") else tmp_path / "plain.nii.gz").rename(
+            tmp_path / name)
+        is_good(segment(tmp_path / name, model, tmp_path, capsys), good())
+    for name in ("new\nline.nii", b"latin-\xe9.nii".decode(errors="surrogateescape")):
+        save(tmp_path / "plain.nii").rename(tmp_path / name)
+        status = cli.main(["segment", str(tmp_path / name), "--model", str(model), "-o", str(tmp_path / "m.nii")])
+        said = capsys.readouterr().err.strip().splitlines()
+        assert status == 0 and not said or status == 1 and len(said) == 1
+
+
+def test_neither_file_nor_folder(model, tmp_path, capsys):
+    """A pipe, on which a reader would wait for ever; a device; a link to itself."""
+    os.mkfifo(tmp_path / "pipe.nii")
+    (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
+    for scan in (tmp_path / "pipe.nii", Path("/dev/zero"), tmp_path / "loop.nii"):
+        is_refused(segment(scan, model, tmp_path, capsys), "expected a scan")
+    scan = save(tmp_path / "scan.mhd")
+    scan.with_suffix(".raw").unlink()
+    os.mkfifo(scan.with_suffix(".raw"))
+    is_refused(segment(scan, model, tmp_path, capsys), "expected one file beside it")
+
+
+@pytest.mark.parametrize("ending", ["mha", "nrrd", "nii.gz"])
+def test_one_bit_of_packed_data(ending, model, tmp_path, capsys):
+    """Each packing has a checksum, which the libraries of MHA and NRRD do not look at."""
+    scan = save(tmp_path / f"scan.{ending}", packed=True)
+    data = bytearray(scan.read_bytes())
+    for at in np.random.default_rng(0).integers(len(data) // 2, len(data) - 20, 12):
+        changed = data.copy()
+        changed[at] ^= 16
+        scan.write_bytes(changed)
+        is_refused(segment(scan, model, tmp_path, capsys), "cannot be read")
+
+
 # --- MHA and NRRD ---
 
 TEXT_FAULTS = {
@@ -432,27 +507,37 @@ TEXT_FAULTS = {
         "spacing below 0": (rb"ElementSpacing = 1.5", b"ElementSpacing = -1.5", ""),
         "two spacings": (rb"ElementSpacing = 1.5 2", b"ElementSpacing = 1.5", ""),
         "spacing in words": (rb"ElementSpacing = 1.5 2 2.5", b"ElementSpacing = a few mm", ""),
-        "a huge grid": (rb"DimSize = 24 20 16", b"DimSize = 30000 30000 30000", "cannot hold"),
+        "a huge grid": (rb"DimSize = 24 20 16", b"DimSize = 30000 30000 30000", "bytes of voxels"),
         "a negative size": (rb"DimSize = 24", b"DimSize = -24", ""),
         "two sizes": (rb"DimSize = 24 20 16", b"DimSize = 24 20", ""),
         "more than there is": (rb"DimSize = 24 20 16", b"DimSize = 24 20 17", "cannot be read"),
         "another type": (rb"MET_SHORT", b"MET_SHIRT", ""), "colour": (rb"NDims = 3", b"NDims = 3\n"
                                                                       b"ElementNumberOfChannels = 3", ""),
         "data elsewhere": (rb"ElementDataFile = LOCAL", b"ElementDataFile = gone.raw", ""),
-        "data in a list": (rb"ElementDataFile = LOCAL", b"ElementDataFile = LIST", ""),
+        "data in a list": (rb"ElementDataFile = LOCAL", b"ElementDataFile = LIST", "one file beside it"),
+        "data by pattern": (rb"ElementDataFile = LOCAL", b"ElementDataFile = s%s.raw 1 16 1", "one file beside it"),
+        "data anywhere": (rb"ElementDataFile = LOCAL", b"ElementDataFile = /etc/passwd", "one file beside it"),
+        "an origin of two numbers": (rb"Offset = [^\n]*", b"Offset = 1 2", "expected 3 numbers"),
+        "an origin with commas": (rb"Offset = [^\n]*", b"Offset = 1,5 2,5 3,5", "expected 3 numbers"),
+        "centimetres": (rb"NDims = 3", b"NDims = 3\nDistanceUnits = cm", "in cm, not mm"),
+        "a hundred axes": (rb"NDims = 3", b"NDims = 100", "NDims 100"),
         "a flat matrix": (rb"TransformMatrix = [^\n]*", b"TransformMatrix = 0 0 0 0 0 0 0 0 0", ""),
         "a matrix of NaN": (rb"TransformMatrix = [^\n]*", b"TransformMatrix = nan nan nan nan nan nan nan nan nan", ""),
         "not packed": (rb"CompressedData = False", b"CompressedData = True", "cannot be read"),
     },
     "nrrd": {
         "no spacing": (rb"space directions: [^\n]*\n", b"", "no spacing along"),
-        "a huge grid": (rb"sizes: 24 20 16", b"sizes: 30000 30000 30000", "cannot hold"),
+        "a huge grid": (rb"sizes: 24 20 16", b"sizes: 30000 30000 30000", "bytes of voxels"),
         "a negative size": (rb"sizes: 24", b"sizes: -24", ""), "two sizes": (rb"sizes: 24 20 16", b"sizes: 24 20", ""),
         "more than there is": (rb"sizes: 24 20 16", b"sizes: 24 20 17", "cannot be read"),
         "another type": (rb"type: short", b"type: shirt", ""),
         "another packing": (rb"encoding: raw", b"encoding: zip", "cannot be read"),
         "as text": (rb"encoding: raw", b"encoding: ascii", ""),
         "data elsewhere": (rb"encoding: raw", b"encoding: raw\ndata file: gone.raw", ""),
+        "centimetres": (rb"type: short", b'type: short\nspace units: "cm" "cm" "cm"', "not mm"),
+        "time": (rb"space: left-posterior-superior", b"space: right-anterior-superior-time", ""),
+        "an origin of NaN": (rb"space origin: [^\n]*", b"space origin: (nan,0,0)", "space origin"),
+        "not packed": (rb"encoding: raw", b"encoding: gzip", "damaged"),
         "flat directions": (rb"space directions: [^\n]*", b"space directions: (0,0,0) (0,0,0) (0,0,0)", ""),
         "directions of NaN": (rb"space directions: [^\n]*", b"space directions: (nan,0,0) (0,nan,0) (0,0,nan)", ""),
         "parallel directions": (rb"space directions: [^\n]*", b"space directions: (1,0,0) (1,0,0) (0,0,1)", ""),
@@ -551,6 +636,10 @@ DICOM_FAULTS = {
     "colour": (colour, "found colour"), "one slice": (lambda d, k: setattr(d, "gone", k > 0), "single slice"),
     "pixels missing": (only(3, PixelData=bytes(100)), "100 of 960 bytes"),
     "no pixels": (only(3, PixelData=None), "cannot be read"),
+    "one row": (lambda d, k: change(Rows=1, PixelData=bytes(2 * d.Columns))(d, k), "24 x 1 pixels"),
+    "different grey values": (only(3, RescaleSlope=0.5), "different RescaleSlope"),
+    "grey values that are no numbers": (lambda d, k: d.add_new("RescaleIntercept", "LO", "x"), "x RescaleIntercept"),
+    "some of 8 bits": (only(3, BitsAllocated=8, BitsStored=8, HighBit=7, PixelData=bytes(480)), "BitsAllocated"),
     "no slice": (change(gone=True), "no scan in this folder"),
 }
 

@@ -109,7 +109,7 @@ def test_train_writes_a_model_that_evaluate_scores(run_folder, tmp_path, monkeyp
     (["segment", "missing.nii.gz", "--model", "MODEL", "-o", "OUT/mask.nii.gz"], "missing.nii.gz"),
     (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "MODEL", "-o", "OUT/mask.txt"], "mask.txt"),
     (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "MODEL", "-o", "DATA/synthetic-mr/000_img.nii.gz"],
-     "is the scan itself"),
+     "belongs to a scan itself"),
     (["table1", "--data", "DATA", "--imagenet", "none"], "--profile thesis"),
     (["table1", "--data", "DATA", "--profile", "thesis", "--imagenet", "no.pth"], "no.pth"),
     (["table1", "--data", "DATA", "--out", "DATA/manifest.csv/x"], "cannot be written to"),
