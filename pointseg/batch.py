@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numba
 import torch
 from tqdm.auto import tqdm
 
 from pointseg import plausible, plot
 from pointseg.datasets import MANIFEST, read_manifest
-from pointseg.dicom import holds_dicom
+from pointseg.dicom import images_in
 from pointseg.files import WRITABLE, ScanError, check_format, first_line, whole_file
 from pointseg.model import Model, load_model
 from pointseg.reading import SCAN_ENDINGS, data_files
@@ -62,8 +63,9 @@ class Outcome:
 def find_scans(paths: Sequence[Path], out: Path) -> list[Path]:
     """Each path that is a scan (a file, a DICOM folder, or missing: to be reported), and the scans below the others.
 
-    Of a dataset folder these are the images of its manifest; of one without DICOM files every file with a scan's
-    ending, and in its folders the same, but for `out`, which holds masks.
+    Of a dataset folder these are the images of its manifest; of others the scan that their DICOM files are (or the
+    scans, where each file has many frames), every file with a scan's ending, and the same in their folders, but for
+    `out`, which holds masks.
     """
     scans: list[Path] = []
     for path in paths:
@@ -76,23 +78,27 @@ def find_scans(paths: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _below(folder: Path, out: Path) -> Iterator[Path]:
+    if _real(folder) == out:
+        raise ScanError(f"{folder}: is the folder of scans and of masks at once, expected two; change -o")
     if os.access(folder, os.X_OK) and (folder / MANIFEST).is_file():
         yield from (case.image for case in read_manifest(folder))
         return
-    if os.access(folder, os.R_OK) and holds_dicom(folder):
-        yield folder
-        return
     try:
         paths = sorted(folder.iterdir())
+        dicom = images_in(folder)
     except OSError:
         yield folder  # to be reported as one that cannot be read
         return
+    several = len(dicom) > 1 and min(dicom.values()) > 1  # each of these files is a scan
+    if dicom and not several:
+        yield folder
+    paths = [p for p in paths if p not in dicom or several]
     for path in paths:
         if path.name.startswith("."):
             continue
         if os.path.isdir(path) and not path.is_symlink() and _real(path) != out:  # a link may lead back
             yield from _below(path, out)
-        elif path.name.lower().endswith(SCAN_ENDINGS):
+        elif path.name.lower().endswith(SCAN_ENDINGS) and (several or not dicom or path.suffix.lower() != ".dcm"):
             yield path
 
 
@@ -213,7 +219,9 @@ def _deaf_to_interrupts() -> Iterator[None]:
 def _begin(jobs: int) -> None:
     """A worker shares the cores, and leaves it to the parent to stop at Ctrl-C: it ends the scan that it has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
 
 
 def _attempt(scan: Path, mask: Path, options: Options) -> Outcome:
@@ -232,9 +240,14 @@ def _finished(scan: Path, mask: Path, options: Options) -> Outcome | None:
     """The outcome that an earlier run has recorded, where scan, model and options are still the same."""
     try:
         record = json.loads(_record(mask).read_text(encoding="utf-8"))
-        if record["made_from"] == _fingerprint(scan, options) and record["mask_sha256"] == _hash_of(mask):
+        if record["made_from"] == _fingerprint(scan, options) and mask.is_file():
+            if record["mask_sha256"] != _hash_of(mask):
+                raise ScanError(f"{mask}: has changed since it was made, expected our mask or none; rename it to keep "
+                                "it, delete it to make it anew")
             return Outcome(scan, mask, "already done", "", record["modality"], record["volumes_ml"],
                            tuple(record["warnings"]), tuple(record["notes"]))
+    except ScanError:
+        raise
     except (OSError, ValueError, LookupError, TypeError):  # no record, or not one of ours
         pass
     return None

@@ -63,9 +63,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", type=Path, metavar="FILE", help="write the scores to this file as well")
 
     p = command("import", import_dataset, "a public raw dataset to a dataset folder", "Convert a public raw dataset, "
-                "laid out as it is published, to a dataset folder (a manifest.csv beside NIfTI files). Sources that "
-                "OUT_DIR holds already stay. What is left out is named, with the reason. data/README.md says where "
-                "each dataset is found, and what it is good for.")
+                "laid out as it is published, to a dataset folder (a manifest.csv beside NIfTI files). What OUT_DIR "
+                "holds already stays, but for cases of the same source and name. What is left out is named, with the "
+                "reason. data/README.md says where each dataset is found, and what it is good for.")
     p.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES[:-1]) + "; or folder, for any other: "
                    "see the options below")
     p.add_argument("raw", type=Path, metavar="RAW_DIR", help="folder that the dataset was unpacked into")
@@ -258,5 +258,5 @@ def check_is_folder(path: Path) -> None:
     """Refuse what looks like a mask in a format that cannot be written, mask.txt say, and files."""
     from pointseg.files import check_format
 
-    if path.suffix and not path.is_dir() or path.is_file():
+    if path.is_file() or (not path.is_dir() and path.suffix[1:].isalpha()):  # 2024.05 may be a folder to be
         check_format(path)

@@ -71,10 +71,7 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
         found = "no such folder" if not Path(folder).is_dir() else f"no {MANIFEST} in this folder"
         raise ScanError(f"{folder}: {found}, expected a dataset folder; check the path, or write one "
                         "as data/README.md says")
-    columns, rows = read_rows(folder)
-    if missing := [c for c in REQUIRED if c not in columns]:
-        raise ScanError(f"{manifest}: found columns {', '.join(columns) or 'none'}, missing {', '.join(missing)}; "
-                        "add them to the first line")
+    _, rows = read_rows(folder)
     cases = [_case(manifest, line, row) for line, row in rows]
     if not cases:
         raise ScanError(f"{manifest}: found no case, expected one a line; add some")
@@ -93,7 +90,7 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
 
 
 def read_rows(folder: str | Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns of a folder's manifest and its rows, each with the number of its line; nothing where it has none."""
+    """The columns of a folder's manifest and its rows, each with the number of its line; none where it is missing."""
     manifest = Path(folder) / MANIFEST
     if not manifest.exists():
         return [], []
@@ -101,23 +98,31 @@ def read_rows(folder: str | Path) -> tuple[list[str], list[tuple[int, dict[str, 
         with open(manifest, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or ())
-            return columns, [(reader.line_num, row) for row in reader]
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ScanError(f"{manifest}: cannot be read ({error}), expected UTF-8 text; save it as CSV again") from None
+    if missing := [c for c in REQUIRED if c not in columns]:
+        raise ScanError(f"{manifest}: found columns {', '.join(columns) or 'none'}, missing {', '.join(missing)}; "
+                        "add them to the first line")
+    return columns, rows
 
 
-def add_to_manifest(folder: str | Path, cases: Sequence[Case]) -> int:
+def earlier_cases(folder: str | Path, source: str) -> set[str]:
+    """The cases of a source that a folder's manifest names, be their files there or not."""
+    return {row["case"] for _, row in read_rows(folder)[1] if row["source"] == source}
+
+
+def add_to_manifest(folder: str | Path, cases: Sequence[Case]) -> None:
     """Add cases to a folder's manifest, or write one; what it holds already stays, with columns of its own.
 
-    A case of the same source and name is replaced.   -> how many others of these cases' sources there were.
+    A case of the same source and name is replaced.
     """
     columns, rows = read_rows(folder)
-    new, sources = {(c.source, c.case) for c in cases}, {c.source for c in cases}
+    new = {(c.source, c.case) for c in cases}
     old = [row for _, row in rows if (row.get("source"), row.get("case")) not in new]
     columns += [c for c in (*COLUMNS, *((PART,) if any(c.part for c in cases) else ())) if c not in columns]
     every = sorted([*old, *(_row(folder, c) for c in cases)], key=lambda row: (row["source"] or "", row["case"] or ""))
     _write_rows(Path(folder), columns, every)
-    return sum(row.get("source") in sources for row in old)
 
 
 def write_manifest(folder: str | Path, cases: Iterable[Case]) -> None:

@@ -28,6 +28,10 @@ TAGS = ("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber",
         "RescaleSlope", "RescaleIntercept")
 
 
+class NoPlace(ScanError):
+    """A file that does not say where its slices lie."""
+
+
 @dataclass(frozen=True)
 class Header:
     """A file and what its header says, pixels left out."""
@@ -62,9 +66,10 @@ def _quiet() -> Iterator[None]:
 
 
 @_quiet()
-def holds_dicom(folder: Path) -> bool:
-    """Whether a file lying in this folder is a DICOM image."""
-    return any((header := _read_header(path)) and header.is_image for path in _files(folder))
+def images_in(folder: Path) -> dict[Path, int]:
+    """The DICOM images that lie in this folder, and how many frames each has."""
+    headers = (_read_header(path) for path in _files(folder))
+    return {header.path: header.frames for header in headers if header and header.is_image}
 
 
 @_quiet()
@@ -129,6 +134,8 @@ def read_frames(path: Path, notes: Sequence[str] = ()) -> Stored:
     if header.frames < 2:
         raise ScanError(f"{path}: found a single slice of {header.tags.Columns} x {header.tags.Rows} pixels, expected "
                         "a scan; give the folder of its slices")
+    if "PerFrameFunctionalGroupsSequence" not in header.tags:
+        notes = [*notes, "its header has one place for all frames, which are taken to follow each other in their order"]
     return _stored(path, [header], _frame_places(path, header), notes)
 
 
@@ -172,7 +179,7 @@ def _frame_places(path: Path, header: Header) -> Places:
         normal = np.cross(first.rows_columns[:3], first.rows_columns[3:])
         return replace(first, positions=first.positions + np.arange(header.frames)[:, None] * step_mm * normal)
     if len(frames) != header.frames:
-        raise ScanError(f"{path}: found {header.frames} frames and the places of {len(frames)}, expected the place of "
+        raise NoPlace(f"{path}: found {header.frames} frames and the places of {len(frames)}, expected the place of "
                         "each; convert the file to NIfTI with a converter for your scanner, such as dcm2niix")
 
     def group(frame: Dataset, sequence: str, tag: str, size: int) -> list[float]:
@@ -326,7 +333,7 @@ def _numbers(path: Path, tags: Dataset, tag: str, size: int) -> list[float]:
     good = len(values) == size and np.isfinite(values).all() and (tag != "PixelSpacing" or min(values) > 0)
     if not good:
         found = ("no" if tag not in tags or not tags.get(tag) else "\\".join(map(str, _values(tags, tag)))[:80])
-        raise ScanError(f"{path}: found {found} {tag}, expected {size} number{'s' * (size > 1)}; export the scan "
+        raise NoPlace(f"{path}: found {found} {tag}, expected {size} number{'s' * (size > 1)}; export the scan "
                         "again, or convert it to NIfTI")
     return values
 

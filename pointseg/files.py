@@ -24,6 +24,10 @@ class ScanError(ValueError):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
+class WriteError(ScanError):
+    """An output that cannot be written: where one fails, so will the next."""
+
+
 class Damaged(Exception):
     """Why a file is not whole, for `reading` to say."""
 
@@ -51,7 +55,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             yield Path(folder) / path.name
             os.replace(Path(folder) / path.name, path)
     except OSError as error:
-        raise ScanError(f"{path}: cannot be written ({error}), expected a folder one may write to; "
+        raise WriteError(f"{path}: cannot be written ({error}), expected a folder one may write to; "
                         "check the path, its permissions and the space left") from None
 
 

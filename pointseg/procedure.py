@@ -214,7 +214,7 @@ def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | Non
                       models["result"].prepare, split.test)
     scores |= evaluate({"pseudo_mask_train": lambda scan: one_hot(pseudo[scan.name], len(CLASSES))},
                        models["result"].prepare, split.train)
-    example = scans.test[0]
+    example = next(s for s, c in zip(scans.test, split.test, strict=True) if c.mask_extent != CENTROIDS)
     stages = {"points": test_points[example.name]} | hard_predictions(weak, example)
     stages |= {"pseudo mask": pseudo[example.name]}
     stages |= hard_predictions({name: models[name] for name in ("result", "reference")}, example)

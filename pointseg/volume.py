@@ -3,7 +3,7 @@
 Arrays are (z, y, x): z cranial to caudal, y anterior to posterior, x patient right to left, so that the index grows
 towards "LPI" (left, posterior, inferior).  A scan is turned there by permuting and flipping its own axes, never by
 resampling: an oblique scan keeps its obliqueness, and a mask can be written back onto the very grid it came from.
-This is the only module that meets SimpleITK's (x, y, z) order.
+All that works on scans sees them so; SimpleITK's (x, y, z) order is met here and where files are read.
 """
 
 import itertools

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from test_hostile import TINY, good, image_of, model, save, values, write_slices  # noqa: F401, fixtures
+from test_hostile import TINY, good, image_of, model, save, values, write_frames, write_slices  # noqa: F401, fixtures
 
 from pointseg import batch, cli
 from pointseg.datasets import Case, write_manifest
@@ -173,13 +173,17 @@ def test_a_full_disk_leaves_three_files_or_none(error, model, tmp_path, monkeypa
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_mask_that_was_changed_is_made_again(model, tmp_path):  # noqa: F811
-    """So are those whose scan's voxels, in a file of their own, have changed."""
+def test_a_mask_that_was_changed_stays_and_a_changed_scan_is_done_anew(model, tmp_path):  # noqa: F811
+    """Be it that the scan's voxels lie in a file of their own."""
     scan, mask = save(tmp_path / "s.mhd"), tmp_path / "m.nii.gz"
     options = batch.Options(model)
     assert batch._attempt(scan, mask, options).status == "done"
     assert batch._attempt(scan, mask, options).status == "already done"
-    mask.write_bytes(b"damaged")
+    mask.write_bytes(b"corrected by hand")
+    outcome = batch._attempt(scan, mask, options)
+    assert outcome.status == "failed" and "has changed since it was made" in outcome.message
+    assert mask.read_bytes() == b"corrected by hand"
+    mask.unlink()
     assert batch._attempt(scan, mask, options).status == "done"
     (tmp_path / "s.raw").write_bytes(values()[::-1].tobytes())
     assert batch._attempt(scan, mask, options).status == "done"
@@ -209,6 +213,19 @@ def test_scans_below_a_folder(scans):
     assert [p.name for p in batch.find_scans([scans], Path("out"))] == ["a.nii.gz", "b.1.mhd", "c", "d.nii"]
     assert batch.find_scans([scans / "c"], Path("out")) == [scans / "c"]  # a DICOM folder is one scan
     assert [p.name for p in batch.find_scans([scans / "a.nii.gz", scans / "a.nii.gz"], Path("out"))] == ["a.nii.gz"]
+
+
+def test_scans_beside_dicom_files_and_files_of_many_frames(scans, tmp_path):
+    """Nothing is passed over in silence: what lies beside or below slices, and each file that is a scan of its own."""
+    save(scans / "c" / "more.mha")
+    (scans / "c" / "below").mkdir()
+    save(scans / "c" / "below" / "x.nii")
+    assert [str(p.relative_to(scans)) for p in batch.find_scans([scans / "c"], Path("out"))] == ["c", "c/below/x.nii",
+                                                                                                 "c/more.mha"]
+    (tmp_path / "frames").mkdir()
+    for name in ("a.dcm", "b.dcm"):
+        write_frames(tmp_path / "frames" / name, values())
+    assert [p.name for p in batch.find_scans([tmp_path / "frames"], Path("out"))] == ["a.dcm", "b.dcm"]
 
 
 def test_scans_of_a_dataset_folder(scans, tmp_path):
@@ -277,8 +294,9 @@ def test_interrupted(jobs, model, tmp_path):  # noqa: F811
 
 def test_masks_do_not_overwrite_scans_nor_become_some(scans, model, tmp_path, capsys):  # noqa: F811
     before = (scans / "a.nii.gz").read_bytes()
-    assert cli.main(["segment", str(scans), "--model", str(model), "-o", str(scans)]) == 1
-    assert "a.nii.gz: belongs to a scan" in capsys.readouterr().err and (scans / "a.nii.gz").read_bytes() == before
+    for given, said in (([scans], "scans and of masks at once"), ([scans / "a.nii.gz"], "a.nii.gz: belongs to a scan")):
+        assert cli.main(["segment", *map(str, given), "--model", str(model), "-o", str(scans)]) == 1
+        assert said in capsys.readouterr().err and (scans / "a.nii.gz").read_bytes() == before
     (scans / "d.nii").unlink()
     for _ in range(2):  # masks below the folder of scans are no scans in the second run
         assert cli.main(["segment", str(scans), "--model", str(model), "-o", str(scans / "masks")]) == 0

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from pointseg import cli, importers
 from pointseg.datasets import published_split, read_manifest, split_cases
-from pointseg.files import ScanError
+from pointseg.files import ScanError, WriteError
 from pointseg.importers import convert, plos, spider, usiegen, uwspine, verse
 from pointseg.importers.base import Found, LeftOut
 from pointseg.points import sample_points
@@ -709,7 +709,10 @@ def test_a_dataset_may_come_in_several_archives(tmp_path, capsys):
     manifest.write_text("\n".join([lines[0] + ",age", lines[1] + ",60", lines[2] + ",61"]))
     (tmp_path / "out" / "xvertseg" / "002_img.nii.gz").unlink()
     cases, said = run("xvertseg", small(tmp_path / "y", ("002", "003")), tmp_path / "out", capsys)
-    assert list(cases) == ["001", "002", "003"] and "1 others that were there stay" in said
+    assert list(cases) == ["001", "002", "003"]
+    assert "1 others of an earlier import stay" in said and "1 of an earlier import are replaced" in said
+    with open(tmp_path / "out" / "xvertseg" / "import.csv", newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["001", "002", "003"]
     assert [line.split(",")[-1] for line in manifest.read_text().splitlines()] == ["age", "60", "", ""]
     verse_case(tmp_path / "v1", "sub-verse004", "sub-verse004", 0)
     verse_case(tmp_path / "v2" / "dataset-03test", "sub-verse600", "sub-verse600", 1)
@@ -752,7 +755,7 @@ def test_masks_whose_header_does_not_fit_are_a_flaw(tmp_path, capsys):
 
 def test_levels_that_cannot_be_are_a_flaw(tmp_path, capsys):
     """A vertebra that nobody labelled between two that are; two that changed places; a scan upside down."""
-    for number, change in (("001", {21: 0}), ("002", {21: 22, 22: 21}), ("003", {}), ("004", {24: 0})):
+    for number, change in (("001", {21: 0}), ("002", {21: 22, 22: 21}), ("003", {}), ("004", {24: 0}), ("005", {})):
         mask = truth(seed=int(number))
         image = stored(picture(mask, int(number)))
         mask = np.select([mask == v for v in change], list(change.values()), mask.astype(int)) if change else mask
@@ -766,7 +769,10 @@ def test_levels_that_cannot_be_are_a_flaw(tmp_path, capsys):
     assert cases["001"].flaw == "L2 not labelled between others that are"
     assert cases["002"].flaw == "levels out of order: L3 not below L2"
     assert cases["003"].flaw.startswith("levels out of order: L2 not below L1, L3 not below L2")
-    assert cases["004"].flaw == ""
+    assert cases["004"].flaw == cases["005"].flaw == ""
+    values = truth(levels=(19, 20, 21))
+    values[values == 19] = 28  # T13, whose number is the highest
+    assert convert.doubts(stored(values), [20, 21, 28]) == []
 
 
 def test_a_patients_scans_may_share_a_mask(tmp_path, capsys):
@@ -862,6 +868,27 @@ def test_nothing_to_import(tmp_path, capsys, prepare):
     assert cli.main(["import", "verse", str(tmp_path / "raw"), str(tmp_path / "out")]) == 1
     assert str(tmp_path / "raw") in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_full_disk_ends_the_import_and_a_fault_of_ours_does_not(tmp_path, capsys, monkeypatch):
+    def full(path, image):
+        raise WriteError(f"{path}: cannot be written (No space left on device)")
+    monkeypatch.setattr(convert, "write_image", full)
+    assert cli.main(["import", "xvertseg", str(small(tmp_path / "raw")), str(tmp_path / "out")]) == 1
+    assert "No space left" in capsys.readouterr().err and not (tmp_path / "out" / "manifest.csv").exists()
+    monkeypatch.undo()
+    real = importers.importer("xvertseg").read_pair
+    monkeypatch.setattr(importers.importer("xvertseg"), "read_pair",
+                        lambda found, known: 1 / 0 if found.case == "001" else real(found, known))
+    cases, _ = run("xvertseg", tmp_path / "raw", tmp_path / "out", capsys)
+    assert list(cases) == ["002"] and "ZeroDivisionError" in left_out(tmp_path / "out", "xvertseg")["001"]
+
+
+def test_a_manifest_of_another_kind_is_refused_at_once(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.csv").write_text("source;case;patient;image;mask\n")
+    assert cli.main(["import", "xvertseg", str(small(tmp_path / "raw")), str(tmp_path / "out")]) == 1
+    assert "missing source" in capsys.readouterr().err and len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_out_within_raw_is_refused(tmp_path, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from pointseg.dicom import read_pixels
+from pointseg.dicom import NoPlace, read_pixels
 from pointseg.files import ScanError
 from pointseg.reading import read_image
 from pointseg.volume import (
@@ -85,7 +85,7 @@ def read_frames_like(found: Found) -> sitk.Image:
     """A file of many frames; where its header does not say where they lie, its masks do, which have the same grid."""
     try:
         return read_image(found.image).image
-    except ScanError:
+    except NoPlace:
         image, mask = read_pixels(found.image), read_image(found.masks[0]).image
         if image.GetSize() != mask.GetSize():
             raise _other_size(found, found.masks[0], image, mask) from None
@@ -97,15 +97,14 @@ def read_pair(found: Found, known: dict[int, int]) -> Read:
     """An image and its one mask, by position."""
     stored = read_image(found.image)
     mask = relabel(found.masks[0], read_image(found.masks[0]).image, known)
-    placed, flaw = _placed(stored.image, mask, found.masks[0], found.image)
-    return Read(stored.image, placed, flaw, as_stored=not stored.notes)
+    return Read(stored.image, *placed(stored.image, mask, found.masks[0], found.image), as_stored=not stored.notes)
 
 
-def _placed(image: sitk.Image, mask: sitk.Image, path: Path, image_path: Path) -> tuple[sitk.Image, str]:
+def placed(image: sitk.Image, mask: sitk.Image, path: Path, image_path: Path) -> tuple[sitk.Image, str]:
     """A mask on an image's grid, and what is doubtful about it: of two grids of one size one has a wrong header."""
-    placed = on_grid_of(image, mask, path, image_path)
-    doubtful = placed is not mask and mask.GetSize() == image.GetSize()
-    return placed, f"{path.name} has the image's size, but lies elsewhere or has another spacing" if doubtful else ""
+    moved = on_grid_of(image, mask, path, image_path)
+    doubtful = moved is not mask and mask.GetSize() == image.GetSize()
+    return moved, f"{path.name} has the image's size, but lies elsewhere or has another spacing" if doubtful else ""
 
 
 def joined(found: Found, image: sitk.Image, value_of: dict[Path, int], by_position: bool) -> tuple[sitk.Image, str]:
@@ -117,7 +116,7 @@ def joined(found: Found, image: sitk.Image, value_of: dict[Path, int], by_positi
     for path, value in value_of.items():
         mask = read_image(path).image
         if by_position:
-            mask, flaw = _placed(image, mask, path, found.image)
+            mask, flaw = placed(image, mask, path, found.image)
             flaws.append(flaw)
         elif mask.GetSize() != image.GetSize():
             raise _other_size(found, path, image, mask)

@@ -14,8 +14,8 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm.auto import tqdm
 
-from pointseg.datasets import CENTROIDS, NAMELESS, Case, add_to_manifest, read_rows, split_cases
-from pointseg.files import ScanError, check_folder, whole_file, write_image
+from pointseg.datasets import CENTROIDS, NAMELESS, Case, add_to_manifest, earlier_cases, split_cases
+from pointseg.files import ScanError, WriteError, check_folder, first_line, whole_file, write_image
 from pointseg.importers.base import LEVELS, LUMBAR, NUMBERS, Found, LeftOut, Read, cranial_to_caudal, heights_mm
 from pointseg.volume import BACKGROUND, UNLABELLED, VERTEBRA
 
@@ -31,14 +31,17 @@ class Report:
     taken: list[Case] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)  # by case
-    kept: int = 0  # cases of this source that the manifest named already
+    kept: int = 0  # cases of this source that the manifest named already and names still
+    replaced: int = 0  # those that were taken anew
 
     def __str__(self) -> str:
         cases = self.taken
         lines = [f"{self.source}: {len(cases)} scans of {len({c.patient for c in cases})} patients taken, "
                  f"{len(self.left_out)} left out"]
         if self.kept:
-            lines.append(f"  {self.kept} others that were there stay")
+            lines.append(f"  {self.kept} others of an earlier import stay in the manifest")
+        if self.replaced:
+            lines.append(f"  {self.replaced} of an earlier import are replaced")
         lines += [f"  left out: {x.case}: {x.why}" for x in self.left_out]
         lines += [f"  flaw, so not used in training: {c.case}: {c.flaw}" for c in cases if c.flaw]
         lines += [f"  note: {case}: {note}" for case, note in self.notes.items()]
@@ -51,8 +54,8 @@ class Report:
         usable = [c for c in cases if not c.flaw]
         if len({c.patient for c in usable}) >= 3:
             split = split_cases(usable)
-            lines.append(f"  split by patient, seed 0: {len(split.train)} to train, {len(split.validation)} to "
-                         f"validate, {len(split.test)} to test")
+            lines.append(f"  split of these by patient, seed 0: {len(split.train)} to train, "
+                         f"{len(split.validation)} to validate, {len(split.test)} to test")
         if any(c.part for c in cases):
             parts = Counter(c.part or "none" for c in cases)
             lines.append(f"  published split: {', '.join(f'{n} {part}' for part, n in parts.items())}; "
@@ -75,7 +78,7 @@ def convert(module, raw: Path, out: Path) -> Report:
         raise ScanError(f"{out}: {target} and the raw folder {raw} lie in each other, expected folders apart; "
                         "change OUT_DIR")
     check_folder(out)
-    read_rows(out)  # refuse a damaged manifest before hours of work
+    before = earlier_cases(out, module.SOURCE)  # refuses a damaged manifest before hours of work
     report, copies = Report(module.SOURCE), Copies()
     entries = list(module.find(raw))
     if not any(isinstance(e, Found) for e in entries):
@@ -91,12 +94,18 @@ def convert(module, raw: Path, out: Path) -> Report:
             report.taken.append(case)
             if found.note:
                 report.notes[case.case] = found.note
+        except WriteError:  # a full disk is no fault of the scan
+            raise
         except ScanError as error:
             report.left_out.append(LeftOut(found.case, str(error)))
+        except Exception as error:  # a fault of ours, or no memory: the other scans can do without it
+            report.left_out.append(LeftOut(found.case, f"{found.image}: {type(error).__name__}: {first_line(error)}"))
     if not report.taken:
         raise ScanError(f"{raw}: none of {len(entries)} scans could be used: "
                         + "; ".join(f"{x.case}: {x.why}" for x in report.left_out[:3]))
-    report.kept = add_to_manifest(out, report.taken)
+    taken = {c.case for c in report.taken}
+    report.kept, report.replaced = len(before - taken), len(before & taken)
+    add_to_manifest(out, report.taken)
     _write_report(out / module.SOURCE / REPORT, report)
     return report
 
@@ -129,8 +138,8 @@ def doubts(mask: sitk.Image, labelled: Sequence[int]) -> list[str]:
     levels = cranial_to_caudal(v for v in labelled if v in LEVELS)
     found = ["six lumbar vertebrae: L6 counts as background"] if NUMBERS["L6"] in levels else []
     lumbar = [v for v in LUMBAR if v in levels]
-    if gaps := [LEVELS[v] for v in range(min(levels, default=0), max(levels, default=0)) if v in LUMBAR
-                and v not in lumbar]:
+    last = max((v for v in levels if v != NUMBERS["T13"]), default=0)  # whose number is the highest of all
+    if gaps := [LEVELS[v] for v in LUMBAR if min(levels, default=0) < v < last and v not in lumbar]:
         found.append(f"{' and '.join(gaps)} not labelled between others that are")
     heights = list(heights_mm(mask, levels).values())
     if wrong := [f"{LEVELS[b]} not below {LEVELS[a]}" for (a, ha), (b, hb)
@@ -190,9 +199,13 @@ def _one_of_each_name(entries: Sequence[Found | LeftOut]) -> list[Found | LeftOu
 
 
 def _write_report(path: Path, report: Report) -> None:
+    """Add to import.csv what became of these cases; of those of an earlier import it tells already."""
+    rows = [(c.case, "yes", "; ".join(filter(None, (c.flaw, report.notes.get(c.case))))) for c in report.taken]
+    rows += [(x.case, "no", x.why) for x in report.left_out]
+    new = {case for case, _, _ in rows}
+    if path.exists():
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            rows = [tuple(row) for row in list(csv.reader(file))[1:] if len(row) == 3 and row[0] not in new] + rows
     with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("case", "taken", "why"))
-        writer.writerows((c.case, "yes", "; ".join(filter(None, (c.flaw, report.notes.get(c.case)))))
-                         for c in report.taken)
-        writer.writerows((x.case, "no", x.why) for x in report.left_out)
+        writer.writerows([("case", "taken", "why"), *rows])

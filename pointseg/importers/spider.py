@@ -12,9 +12,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from pointseg.files import ScanError
-from pointseg.importers.base import LEVELS, NUMBERS, WHOLE, Found, LeftOut, Read, files_below, heights_mm, relabel
+from pointseg.importers.base import LEVELS, NUMBERS, WHOLE, Found, LeftOut, Read, files_below, heights_mm, read_pair
 from pointseg.reading import read_image
-from pointseg.volume import BACKGROUND, UNLABELLED, on_grid_of
+from pointseg.volume import BACKGROUND, UNLABELLED
 
 SOURCE, MODALITY, MASK_EXTENT = "spider", "MR", WHOLE
 LAYOUT = "images/ID_t1.mha .. and masks/ID_t1.mha .."
@@ -48,9 +48,8 @@ def _parts(raw: Path) -> dict[str, str]:
 
 
 def read(found: Found) -> Read:
-    image, mask = read_image(found.image).image, read_image(found.masks[0]).image
-    mask = relabel(found.masks[0], mask, scheme_of(mask, found.masks[0]) | OTHERS)
-    return Read(image, on_grid_of(image, mask, found.masks[0], found.image))
+    mask = read_image(found.masks[0]).image
+    return read_pair(found, scheme_of(mask, found.masks[0]) | OTHERS)
 
 
 def scheme_of(mask: sitk.Image, path: Path) -> dict[int, int]:

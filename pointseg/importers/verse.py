@@ -34,7 +34,7 @@ PARTS = {"training": "train", "validation": "validation", "test": "test"}
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
-    masks = [p for p in files_below(raw, f"*{MASK}.nii*") if p.parents[1].name == "derivatives"]
+    masks = {p for p in files_below(raw, f"*{MASK}.nii*") if p.parents[1].name == "derivatives"}
     for image in files_below(raw, "*_ct.nii*"):
         subject, rawdata = image.parent, image.parents[1]
         if rawdata.name != "rawdata":
@@ -43,11 +43,11 @@ def find(raw: Path) -> Iterator[Found | LeftOut]:
         mask = nifti_file(rawdata.parent / "derivatives" / subject.name, case + MASK)
         parts = [PARTS[m[1]] for f in (*rawdata.relative_to(raw).parts, raw.resolve().name) if (m := ARCHIVE.match(f))]
         if mask:
-            masks.remove(mask)
+            masks.discard(mask)
             yield Found(case, f"{SOURCE}-{subject.name}", image, (mask,), parts[0] if parts else "")
         else:
             yield LeftOut(case, f"{image}: has no {case}{MASK}.nii.gz")
-    for mask in masks:
+    for mask in sorted(masks):
         yield LeftOut(nifti_stem(mask).removesuffix(MASK), f"{mask}: has no image in rawdata")
 
 
