@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,6 +44,11 @@ class Options:
     modality: str = ""
     series: str = ""
     verse: bool = False  # write 20..24 for L1..L5
+    modality_of: dict[Path, str] = field(default_factory=dict)  # of single scans, where `modality` is not given
+
+    def modality_for(self, scan: Path) -> str:
+        """CT or MR, or "" to be told by the scan itself."""
+        return self.modality or self.modality_of.get(scan, "")
 
 
 @dataclass(frozen=True)
@@ -60,38 +65,39 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-def find_scans(paths: Sequence[Path], out: Path) -> list[Path]:
+def find_scans(paths: Sequence[Path], out: Path) -> dict[Path, str]:
     """Each path that is a scan (a file, a DICOM folder, or missing: to be reported), and the scans below the others.
 
     Of a dataset folder these are the images of its manifest; of others the scan that their DICOM files are (or the
     scans, where each file has many frames), every file with a scan's ending, and the same in their folders, but for
-    `out`, which holds masks.
+    `out`, which holds masks.   -> the scans in order, and their modality as far as a manifest tells it.
     """
-    scans: list[Path] = []
+    scans: dict[Path, str] = {}
     for path in paths:
-        found = list(_below(path, _real(out))) if os.path.isdir(path) else [path]
+        found = dict(_below(path, _real(out))) if os.path.isdir(path) else {path: ""}
         if not found:
             raise ScanError(f"{path}: found no scan in this folder, expected DICOM files or {', '.join(SCAN_ENDINGS)}; "
                             "check the path")
-        scans += found
-    return list({_real(s): s for s in scans}.values())  # a scan that is given by two paths is one
+        known = {_real(s) for s in scans}  # a scan that is given by two paths is one
+        scans |= {scan: modality for scan, modality in found.items() if _real(scan) not in known}
+    return scans
 
 
-def _below(folder: Path, out: Path) -> Iterator[Path]:
+def _below(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:
     if _real(folder) == out:
         raise ScanError(f"{folder}: is the folder of scans and of masks at once, expected two; change -o")
     if os.access(folder, os.X_OK) and (folder / MANIFEST).is_file():
-        yield from (case.image for case in read_manifest(folder))
+        yield from ((case.image, case.modality) for case in read_manifest(folder))
         return
     try:
         paths = sorted(folder.iterdir())
         dicom = images_in(folder)
     except OSError:
-        yield folder  # to be reported as one that cannot be read
+        yield folder, ""  # to be reported as one that cannot be read
         return
     several = len(dicom) > 1 and min(dicom.values()) > 1  # each of these files is a scan
     if dicom and not several:
-        yield folder
+        yield folder, ""
     paths = [p for p in paths if p not in dicom or several]
     for path in paths:
         if path.name.startswith("."):
@@ -99,7 +105,7 @@ def _below(folder: Path, out: Path) -> Iterator[Path]:
         if os.path.isdir(path) and not path.is_symlink() and _real(path) != out:  # a link may lead back
             yield from _below(path, out)
         elif path.name.lower().endswith(SCAN_ENDINGS) and (several or not dicom or path.suffix.lower() != ".dcm"):
-            yield path
+            yield path, ""
 
 
 def masks_in(folder: Path, scans: Sequence[Path]) -> list[Path]:
@@ -133,7 +139,7 @@ def segment_one(scan: Path, mask: Path, options: Options) -> Outcome:
     check_format(mask)
     _refuse_foreign(mask)
     model = cached_model(options.model)
-    volume = read_volume(scan, modality=options.modality, series=options.series)
+    volume = read_volume(scan, modality=options.modality_for(scan), series=options.series)
     prepared = model.prepare(volume)
     labels = model.segment(prepared, volume.image.shape)
     warnings = plausible.warnings(labels, volume.spacing_mm)
@@ -284,7 +290,7 @@ def _hash_of(path: Path) -> str:
 def _fingerprint(scan: Path, options: Options) -> dict:
     listed = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in data_files(scan)]
     return {"scan": hashlib.sha256(repr(listed).encode()).hexdigest(), "model": _loaded(options.model)[1],
-            "options": [options.modality, options.series, options.verse]}
+            "options": [options.modality_for(scan), options.series, options.verse]}
 
 
 def cached_model(path: Path) -> Model:

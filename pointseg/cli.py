@@ -232,9 +232,10 @@ def segment(options: argparse.Namespace) -> None:
     from pointseg import batch
     from pointseg.files import WRITABLE, check_folder
 
-    settings = batch.Options(options.model, options.modality, options.series, options.verse)
     batch.cached_model(options.model)  # a wrong one is refused before anything else
-    scans = batch.find_scans(options.scan, options.output)
+    modality_of = batch.find_scans(options.scan, options.output)
+    scans = list(modality_of)
+    settings = batch.Options(options.model, options.modality, options.series, options.verse, modality_of)
     if options.output.name.endswith(WRITABLE):
         if len(scans) > 1:
             raise ScanError(f"{options.output}: is one mask, but {len(scans)} scans are given; give a folder as -o")

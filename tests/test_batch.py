@@ -211,7 +211,7 @@ def test_names_of_masks(tmp_path):
 
 def test_scans_below_a_folder(scans):
     assert [p.name for p in batch.find_scans([scans], Path("out"))] == ["a.nii.gz", "b.1.mhd", "c", "d.nii"]
-    assert batch.find_scans([scans / "c"], Path("out")) == [scans / "c"]  # a DICOM folder is one scan
+    assert list(batch.find_scans([scans / "c"], Path("out"))) == [scans / "c"]  # a DICOM folder is one scan
     assert [p.name for p in batch.find_scans([scans / "a.nii.gz", scans / "a.nii.gz"], Path("out"))] == ["a.nii.gz"]
 
 
@@ -232,7 +232,17 @@ def test_scans_of_a_dataset_folder(scans, tmp_path):
     """The images of its manifest, and not the masks, which lie beside them."""
     case = Case("mine", "1", "1", "CT", scans / "a.nii.gz", scans / "d.nii")
     write_manifest(scans, [case])
-    assert batch.find_scans([scans], Path("out")) == [scans / "a.nii.gz"]
+    assert batch.find_scans([scans, scans / "a.nii.gz"], Path("out")) == {scans / "a.nii.gz": "CT"}
+
+
+def test_the_manifest_tells_the_modality(model, tmp_path, capsys):  # noqa: F811
+    """A CT cropped to the spine shows no air: by its intensities it would be taken for MR."""
+    (tmp_path / "data").mkdir()
+    scan = save(tmp_path / "data" / "a.nii.gz", np.maximum(values(), -200))
+    for given, modality in ((scan, "MR"), (tmp_path / "data", "CT")):
+        write_manifest(tmp_path / "data", [Case("mine", "1", "1", "CT", scan, scan)])
+        assert cli.main(["segment", str(given), "--model", str(model), "-o", str(tmp_path / "out")]) == 0
+        assert summary(tmp_path / "out")["a.nii.gz"]["modality"] == modality
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
