@@ -59,8 +59,8 @@ def check(path: Path, no_orientation: str) -> Checked:
             if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
                 raise Damaged(f"sizes {', '.join(map(str, dim[1 : dim[0] + 1]))}")
             needed = math.prod(dim[1 : dim[0] + 1]) * BYTES[datatype]
-            found, not_finite = _read_through(file, int(offset) - min(540, int(offset)), header[int(offset):],
-                                              needed, order + FLOATS[datatype] if datatype in FLOATS else "")
+            file.seek(int(offset))
+            found, not_finite = _read_through(file, needed, order + FLOATS[datatype] if datatype in FLOATS else "")
     except (OSError, EOFError, zlib.error) as error:
         raise Damaged(str(error)) from None
     if found < needed:
@@ -72,27 +72,24 @@ def check(path: Path, no_orientation: str) -> Checked:
     return Checked(tuple(_orientation_notes(path, get, no_orientation)), not_finite)
 
 
-def _read_through(file: BinaryIO, skip: int, first: bytes, needed: int,
-                  kind: str) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """To the end, where gzip has its checksum.   -> bytes of voxels; index and value of those that are not finite."""
-    left, found, indices, odd = skip, 0, [np.zeros(0, int)], [np.zeros(0)]
-    rest = first
-    while True:
-        if found < needed and kind and rest:
-            size = np.dtype(kind).itemsize
-            whole = rest[: min(len(rest), needed - found) // size * size]
-            values = np.frombuffer(whole, kind)
+def _read_through(file: BinaryIO, needed: int, kind: str) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+    """From the first voxel to the end, where gzip has its checksum; kind: of float voxels, "" of others.
+
+    -> bytes found; index and value of voxels that are not finite.
+    """
+    size = np.dtype(kind).itemsize if kind else 1
+    found, rest, indices, odd = 0, b"", [np.zeros(0, int)], [np.zeros(0)]
+    while part := file.read(1 << 22):
+        part = rest + part
+        whole = part[: len(part) // size * size]
+        rest = part[len(whole):]
+        if kind and found < needed:
+            values = np.frombuffer(whole[: needed - found], kind)
             where = np.flatnonzero(~np.isfinite(values))
             indices.append(where + found // size)
             odd.append(values[where].astype(float))
-            found, rest = found + len(whole), rest[len(whole):]
-        elif not kind or found >= needed:
-            found, rest = found + len(rest), b""
-        part = file.read(1 << 22)
-        if not part:
-            return found + len(rest), (np.concatenate(indices), np.concatenate(odd))
-        part, left = part[left:], max(0, left - len(part))
-        rest += part
+        found += len(whole)
+    return found + len(rest), (np.concatenate(indices), np.concatenate(odd))
 
 
 def _orientation_notes(path: Path, get: dict[str, tuple], no_orientation: str) -> Iterator[str]:

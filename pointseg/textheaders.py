@@ -124,7 +124,7 @@ def _fields(path: Path, end: re.Pattern[bytes], separator: str) -> tuple[dict[st
 
 def _data_file(path: Path, named: str, here: str) -> Path | None:
     """The file that holds the voxels, None for `path` itself."""
-    if named == here:
+    if named.upper() == here:
         return None
     data = path.parent / named
     if not named or Path(named).is_absolute() or re.search(r"%|^LIST\b", named) or not data.is_file():
