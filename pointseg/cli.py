@@ -231,22 +231,23 @@ def import_dataset(options: argparse.Namespace) -> None:
 def segment(options: argparse.Namespace) -> None:
     from pointseg import batch
     from pointseg.files import WRITABLE, check_folder
+    from pointseg.scanlist import find_scans, masks_in, refuse_overwriting
 
     batch.cached_model(options.model)  # a wrong one is refused before anything else
-    modality_of = batch.find_scans(options.scan, options.output)
+    modality_of = find_scans(options.scan, options.output)
     scans = list(modality_of)
     settings = batch.Options(options.model, options.modality, options.series, options.verse, modality_of)
     if options.output.name.endswith(WRITABLE):
         if len(scans) > 1:
             raise ScanError(f"{options.output}: is one mask, but {len(scans)} scans are given; give a folder as -o")
         check_folder(options.output.parent)
-        batch.refuse_overwriting([options.output], scans)
+        refuse_overwriting([options.output], scans)
         outcome = batch.segment_one(scans[0], options.output, settings)
         print(f"{batch.single(outcome)}\nwritten to {options.output} and {batch.picture_of(options.output)}")
         return
     check_is_folder(options.output)
     check_folder(options.output)
-    masks = batch.masks_in(options.output, scans)
+    masks = masks_in(options.output, scans)
     outcomes = batch.run(scans, masks, settings, min(options.jobs, len(scans)), options.output)
     counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "already done", "failed")}
     print(f"{batch.table(outcomes)}\n\n{', '.join(f'{n} {status}' for status, n in counts.items())}; "

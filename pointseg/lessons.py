@@ -27,7 +27,7 @@ PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()  # a checkout, else where we are
 OUT = ROOT / "out" / "lessons"
 COUNT, SPACING_MM, SEED = 30, 2.0, 0
-NO_INFLUENCE = {"batch", "checks", "cli", "course", "plausible", "plot", "report", "widgets"}  # on scans and models
+NO_INFLUENCE = {"batch", "checks", "cli", "course", "plausible", "plot", "report", "scanlist", "widgets"}  # on models
 
 
 def data_folder() -> Path | None:

@@ -19,6 +19,7 @@ from pointseg import batch, cli
 from pointseg.datasets import Case, write_manifest
 from pointseg.files import ScanError, whole_file
 from pointseg.model import Model, load_model, save_model
+from pointseg.scanlist import find_scans, masks_in
 
 
 def summary(folder: Path) -> dict[str, dict[str, str]]:
@@ -102,7 +103,7 @@ def test_verse_numbers_of_one_scan(model, good, tmp_path):  # noqa: F811
 def test_a_scan_that_kills_its_process_does_not_take_the_others(scans, model, tmp_path, monkeypatch):  # noqa: F811
     """As the system does when memory runs out."""
     paths = [scans / "a.nii.gz", scans / "b.1.mhd", scans / "c"]
-    masks = batch.masks_in(tmp_path / "out", paths)
+    masks = masks_in(tmp_path / "out", paths)
     outcomes = batch.segment_many(paths, masks, batch.Options(model), jobs=2)
     found = []
     for outcome in outcomes:  # kill a worker in the middle of the work
@@ -131,7 +132,7 @@ def test_no_fault_of_ours_stops_the_others(scans, model, tmp_path, monkeypatch):
         return real(path, **options)
     monkeypatch.setattr(batch, "read_volume", faulty)
     paths = [scans / "a.nii.gz", scans / "b.1.mhd", scans / "c"]
-    found = list(batch.segment_many(paths, batch.masks_in(tmp_path / "out", paths), batch.Options(model)))
+    found = list(batch.segment_many(paths, masks_in(tmp_path / "out", paths), batch.Options(model)))
     assert [o.status for o in found] == ["failed", "done", "failed"]
     assert "does not fit into memory" in found[0].message and "ZeroDivisionError: oh" in found[2].message
 
@@ -203,16 +204,16 @@ def test_a_json_of_someone_else_stays(scans, model, tmp_path, capsys):  # noqa: 
 
 def test_names_of_masks(tmp_path):
     a, b = tmp_path / "s1" / "ct.nii.gz", tmp_path / "s2" / "ct.nii.gz"
-    assert batch.masks_in(Path("out"), [a, tmp_path / "x.y.mha"]) == [Path("out/ct.nii.gz"), Path("out/x.y.nii.gz")]
-    assert batch.masks_in(Path("out"), [a, b]) == [Path("out/s1/ct.nii.gz"), Path("out/s2/ct.nii.gz")]
+    assert masks_in(Path("out"), [a, tmp_path / "x.y.mha"]) == [Path("out/ct.nii.gz"), Path("out/x.y.nii.gz")]
+    assert masks_in(Path("out"), [a, b]) == [Path("out/s1/ct.nii.gz"), Path("out/s2/ct.nii.gz")]
     with pytest.raises(ScanError, match="several scans named ct in one folder"):
-        batch.masks_in(Path("out"), [a, a.with_name("ct.mha")])
+        masks_in(Path("out"), [a, a.with_name("ct.mha")])
 
 
 def test_scans_below_a_folder(scans):
-    assert [p.name for p in batch.find_scans([scans], Path("out"))] == ["a.nii.gz", "b.1.mhd", "c", "d.nii"]
-    assert list(batch.find_scans([scans / "c"], Path("out"))) == [scans / "c"]  # a DICOM folder is one scan
-    assert [p.name for p in batch.find_scans([scans / "a.nii.gz", scans / "a.nii.gz"], Path("out"))] == ["a.nii.gz"]
+    assert [p.name for p in find_scans([scans], Path("out"))] == ["a.nii.gz", "b.1.mhd", "c", "d.nii"]
+    assert list(find_scans([scans / "c"], Path("out"))) == [scans / "c"]  # a DICOM folder is one scan
+    assert [p.name for p in find_scans([scans / "a.nii.gz", scans / "a.nii.gz"], Path("out"))] == ["a.nii.gz"]
 
 
 def test_scans_beside_dicom_files_and_files_of_many_frames(scans, tmp_path):
@@ -220,19 +221,19 @@ def test_scans_beside_dicom_files_and_files_of_many_frames(scans, tmp_path):
     save(scans / "c" / "more.mha")
     (scans / "c" / "below").mkdir()
     save(scans / "c" / "below" / "x.nii")
-    assert [str(p.relative_to(scans)) for p in batch.find_scans([scans / "c"], Path("out"))] == ["c", "c/below/x.nii",
+    assert [str(p.relative_to(scans)) for p in find_scans([scans / "c"], Path("out"))] == ["c", "c/below/x.nii",
                                                                                                  "c/more.mha"]
     (tmp_path / "frames").mkdir()
     for name in ("a.dcm", "b.dcm"):
         write_frames(tmp_path / "frames" / name, values())
-    assert [p.name for p in batch.find_scans([tmp_path / "frames"], Path("out"))] == ["a.dcm", "b.dcm"]
+    assert [p.name for p in find_scans([tmp_path / "frames"], Path("out"))] == ["a.dcm", "b.dcm"]
 
 
 def test_scans_of_a_dataset_folder(scans, tmp_path):
     """The images of its manifest, and not the masks, which lie beside them."""
     case = Case("mine", "1", "1", "CT", scans / "a.nii.gz", scans / "d.nii")
     write_manifest(scans, [case])
-    assert batch.find_scans([scans, scans / "a.nii.gz"], Path("out")) == {scans / "a.nii.gz": "CT"}
+    assert find_scans([scans, scans / "a.nii.gz"], Path("out")) == {scans / "a.nii.gz": "CT"}
 
 
 def test_the_manifest_tells_the_modality(model, tmp_path, capsys):  # noqa: F811

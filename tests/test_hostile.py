@@ -27,6 +27,7 @@ from pointseg import batch, cli, profiles
 from pointseg.model import Model, save_model
 from pointseg.predict import logits_of_slices
 from pointseg.preprocess import prepare
+from pointseg.scanlist import masks_in
 from pointseg.volume import Geometry, read_volume
 
 SHAPE, SPACING, ORIGIN = (16, 20, 24), (1.5, 2.0, 2.5), (-12.5, 40.25, 7.125)  # stored z y x; x y z
@@ -767,7 +768,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 def test_every_real_scan(model, tmp_path):
     """Read, prepared, segmented; each mask on the very grid of its scan."""
     scans = sorted(DATA.rglob("*_img.nii.gz"))
-    masks = batch.masks_in(tmp_path, scans)
+    masks = masks_in(tmp_path, scans)
     outcomes = list(batch.segment_many(scans, masks, batch.Options(model), jobs=2))
     assert {o.scan for o in outcomes} == set(scans) and len(scans) == 61
     assert not [o.message for o in outcomes if o.status != "done"]
