@@ -824,9 +824,12 @@ def test_bent_axes_are_straight_in_what_is_written(tmp_path, capsys):
         path.write_bytes(gzip.compress(bytes(data)))
         with pytest.raises(RuntimeError, match="orthonormal"):
             sitk.ReadImage(str(path))
-    cases, _ = run("totalsegmentator", tmp_path / "raw", tmp_path / "out", capsys)
-    assert sitk.ReadImage(str(cases["s0000"].image)).GetSize() == (12, 14, 44)
-    assert (cases["s0000"].read().mask == (truth() == 20)).all()
+    for name, options in (("totalsegmentator", ()), ("folder", (
+            "--images", "*/ct.nii.gz", "--masks", "*/segmentations/vertebrae_L1.nii.gz", "--labels", "1=L1", "--source",
+            "folder"))):
+        cases, _ = run(name, tmp_path / "raw", tmp_path / "out", capsys, *options)
+        assert sitk.ReadImage(str(cases["s0000"].image)).GetSize() == (12, 14, 44)
+        assert (cases["s0000"].read().mask == (truth() == 20)).all()
 
 
 def test_oblique_scans_keep_their_place(tmp_path, capsys):
