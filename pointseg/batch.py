@@ -25,10 +25,11 @@ import torch
 from tqdm.auto import tqdm
 
 from pointseg import plausible, plot
-from pointseg.files import WRITABLE, ScanError, check_format, first_line, whole_file
+from pointseg.files import ScanError, check_format, first_line, whole_file
 from pointseg.model import Model, load_model
 from pointseg.reading import data_files
-from pointseg.volume import CLASSES, read_volume, write_mask
+from pointseg.report import write_json
+from pointseg.volume import CLASSES, read_volume, stem, write_mask
 
 SUMMARY = "summary.csv"
 VERTEBRAE = CLASSES[1:]
@@ -85,8 +86,7 @@ def segment_one(scan: Path, mask: Path, options: Options) -> Outcome:
         record = {"scan": str(scan), "mask": mask.name, "geometry": str(volume.geometry), "modality": prepared.modality,
                   "volumes_ml": volumes, "warnings": warnings, "notes": list(volume.notes),
                   "made_from": _fingerprint(scan, options), "mask_sha256": _hash_of(mask)}
-        with whole_file(_record(mask)) as part:
-            part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(_record(mask), record)
     except BaseException:  # a full disk, or Ctrl-C: three files or none
         for path in (mask, picture_of(mask)):
             path.unlink(missing_ok=True)
@@ -175,17 +175,17 @@ def _finished(scan: Path, mask: Path, options: Options) -> Outcome | None:
     """The outcome that an earlier run has recorded, where scan, model and options are still the same."""
     try:
         record = json.loads(_record(mask).read_text(encoding="utf-8"))
-        if record["made_from"] == _fingerprint(scan, options) and mask.is_file():
-            if record["mask_sha256"] != _hash_of(mask):
-                raise ScanError(f"{mask}: has changed since it was made, expected our mask or none; rename it to keep "
-                                "it, delete it to make it anew")
-            return Outcome(scan, mask, "already done", "", record["modality"], record["volumes_ml"],
-                           tuple(record["warnings"]), tuple(record["notes"]))
-    except ScanError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError):  # no record, or not one of ours
-        pass
-    return None
+        if record["made_from"] != _fingerprint(scan, options):
+            return None
+        outcome = Outcome(scan, mask, "already done", "", record["modality"], record["volumes_ml"],
+                          tuple(record["warnings"]), tuple(record["notes"]))
+        same = record["mask_sha256"] == _hash_of(mask)
+    except (OSError, ValueError, LookupError, TypeError):  # no mask, no record, or not one of ours
+        return None
+    if not same:
+        raise ScanError(f"{mask}: has changed since it was made, expected our mask or none; rename it to keep it, "
+                        "delete it to make it anew")
+    return outcome
 
 
 def picture_of(mask: Path) -> Path:
@@ -197,7 +197,7 @@ def _record(mask: Path) -> Path:
 
 
 def _beside(mask: Path, ending: str) -> Path:
-    return mask.with_name(next(mask.name.removesuffix(e) for e in WRITABLE if mask.name.endswith(e)) + ending)
+    return mask.with_name(stem(mask) + ending)
 
 
 def _refuse_foreign(mask: Path) -> None:
@@ -273,7 +273,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def single(outcome: Outcome) -> str:
-    """What there is to say of one scan."""
-    lines = [f"read as {outcome.modality}" if outcome.modality else "", *(f"note: {n}" for n in outcome.notes)]
-    lines += [f"{name:<4}{ml:8.1f} ml" for name, ml in (outcome.volumes_ml or {}).items()]
-    return "\n".join([*filter(None, lines), *(f"warning: {w}" for w in outcome.warnings)])
+    """What there is to say of one scan that is done."""
+    lines = [f"read as {outcome.modality}", *(f"note: {n}" for n in outcome.notes)]
+    lines += [f"{name:<4}{ml:8.1f} ml" for name, ml in outcome.volumes_ml.items()]
+    return "\n".join([*lines, *(f"warning: {w}" for w in outcome.warnings)])

@@ -23,9 +23,8 @@ LOCALISER_WORDS = ("LOCALIZER", "LOCALISER", "SCOUT", "SURVEY", "TOPOGRAM")
 TAGS = ("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "PatientID", "PatientName",
         "PatientBirthDate", "Modality", "ImageType", "PhotometricInterpretation", "SamplesPerPixel", "NumberOfFrames",
         "Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelSpacing", "SpacingBetweenSlices",
-        "ImageOrientationPatient",
-        "ImagePositionPatient", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-        "RescaleSlope", "RescaleIntercept")
+        "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
+        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 class NoPlace(ScanError):

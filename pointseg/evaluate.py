@@ -123,13 +123,14 @@ def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Ca
             scores = function(scan)
             k = len(scores)
             result = results.setdefault(name, Evaluation(CLASSES if k > 2 else VERTEBRA_CLASSES))
-            for matrices, truth in ((result.own, volume.mask), (result.prepared, scan.mask)):
-                labels = resample_argmax(scores, truth.shape)
-                if case.mask_extent != CENTROIDS:
-                    matrices[case.name] = confusion_matrix(known_truth(truth, k), labels, k)
-                if k > 2 and matrices is result.own:
-                    centres = [centres_mm(x, volume.spacing_mm) for x in (truth, labels)]
-                    result.found_mm[case.name] = identified(*centres)
+            own = resample_argmax(scores, volume.mask.shape)
+            if case.mask_extent != CENTROIDS:
+                prepared = resample_argmax(scores, scan.mask.shape)
+                result.own[case.name] = confusion_matrix(known_truth(volume.mask, k), own, k)
+                result.prepared[case.name] = confusion_matrix(known_truth(scan.mask, k), prepared, k)
+            if k > 2:
+                centres = [centres_mm(labels, volume.spacing_mm) for labels in (volume.mask, own)]
+                result.found_mm[case.name] = identified(*centres)
     return results
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from pointseg.volume import BACKGROUND, CLASSES
+from pointseg.volume import BACKGROUND, CLASSES, plane_counts
 
 IDENTIFIED_MM = 20.0
 
@@ -64,8 +64,7 @@ def centres_mm(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> di
     centres = {}
     for k, box in enumerate(ndimage.find_objects(labels, len(CLASSES) - 1), start=BACKGROUND + 1):
         if box:
-            where = labels[box] == k
-            middle = [_median(np.count_nonzero(where, axis=tuple(np.delete(range(3), axis)))) for axis in range(3)]
+            middle = [_median(counts) for counts in plane_counts(labels[box] == k)]
             centres[k] = (middle + np.array([s.start for s in box])) * spacing_mm
     return centres
 

@@ -33,8 +33,7 @@ class Checked:
     """What is known of a whole file."""
 
     notes: tuple[str, ...]
-    not_finite: tuple[np.ndarray, np.ndarray]  # flat indices of NaN and infinite voxels, which SimpleITK reads as 0,
-    # and which of these they are
+    not_finite: tuple[np.ndarray, np.ndarray]  # flat index and value of NaN and infinite voxels, 0 to SimpleITK
 
 
 def check(path: Path, no_orientation: str) -> Checked:
@@ -137,7 +136,8 @@ def straightened(path: Path) -> Iterator[Path | None]:
         file = stack.enter_context(opened(path))
         header = bytearray(file.read(348))
         order, length = _order_and_length(header.ljust(540, b"\0"))
-        rows = np.array(struct.unpack_from(order + "12f", header, 280)).reshape(3, 4)
+        (rows_kind, rows_at), (codes_kind, codes_at) = LAYOUTS[348]["sform"], LAYOUTS[348]["codes"]
+        rows = np.array(struct.unpack_from(order + rows_kind, header, rows_at)).reshape(3, 4)
         spacing = np.linalg.norm(rows[:, :3], axis=0)
         axes = rows[:, :3] / np.where(spacing > 0, spacing, 1)
         if length != 348 or not np.isfinite(rows).all() or not np.abs(axes.T @ axes - np.eye(3)).max() <= BENT_MAX:
@@ -145,8 +145,8 @@ def straightened(path: Path) -> Iterator[Path | None]:
             return
         left, _, right = np.linalg.svd(axes)
         rows[:, :3] = left @ right * spacing
-        struct.pack_into(order + "12f", header, 280, *rows.ravel())
-        struct.pack_into(order + "2h", header, 252, 0, 1)
+        struct.pack_into(order + rows_kind, header, rows_at, *rows.ravel())
+        struct.pack_into(order + codes_kind, header, codes_at, 0, 1)
         copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "straight.nii"
         with open(copy, "wb") as out:
             out.write(header)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 from scipy import ndimage
 
+from pointseg.kernels import confusion_matrix
 from pointseg.volume import BACKGROUND, CLASSES
 
 COARSE_MM = 2.0  # shapes are judged on about this grid, so that a fine scan costs no more than a coarse one
@@ -16,8 +17,7 @@ FACES = (("upper", "lower"), ("front", "back"), ("right", "left"))  # of the can
 
 def volumes_ml(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict[str, float]:
     """Volume of each of L1..L5.   labels (z, y, x) uint8 0..5, spacing_mm (z, y, x)."""
-    counts = sum((np.bincount(plane.ravel(), minlength=len(CLASSES)) for plane in labels),
-                 np.zeros(len(CLASSES), np.int64))  # slice by slice: bincount makes int64 of what it counts
+    counts = np.diag(confusion_matrix(labels, labels, len(CLASSES)))
     return {name: float(counts[k] * np.prod(spacing_mm) / 1000) for k, name in enumerate(CLASSES) if k != BACKGROUND}
 
 

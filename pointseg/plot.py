@@ -18,7 +18,7 @@ from matplotlib.patheffects import withStroke
 from pointseg.files import whole_file
 from pointseg.slices import AXES
 from pointseg.train import History
-from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED
+from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, plane_counts
 
 # Okabe and Ito (2008).  In this order neighbouring vertebrae differ most, whichever kind of cone cell is missing.
 COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#F0E442", "#009E73")  # L1..L5
@@ -217,7 +217,7 @@ def _foreground(labels: np.ndarray) -> np.ndarray:
 
 def centre_of(labels: np.ndarray) -> list[int]:
     """Voxel nearest to the labels' centre of mass; that of the array where there are none."""
-    counts = _counts(_foreground(labels))
+    counts = plane_counts(_foreground(labels))
     if not counts[0].any():
         return [n // 2 for n in labels.shape]
     return [round(float(np.average(np.arange(len(c)), weights=c))) for c in counts]
@@ -230,16 +230,11 @@ def is_points(labels: np.ndarray) -> bool:
 
 def _box(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> tuple[slice, ...]:
     """The labels' bounding box and MARGIN_MM around it; everything where there are none."""
-    found = [np.flatnonzero(c) for c in _counts(_foreground(labels))]
+    found = [np.flatnonzero(c) for c in plane_counts(_foreground(labels))]
     if not len(found[0]):
         return (slice(None),) * 3
     margin = np.ceil(MARGIN_MM / np.array(spacing_mm)).astype(int)
     return tuple(slice(max(f[0] - m, 0), f[-1] + m + 1) for f, m in zip(found, margin, strict=True))
-
-
-def _counts(where: np.ndarray) -> list[np.ndarray]:
-    """Voxels in each plane along each axis: what indices of all voxels would tell, which take 24 times the memory."""
-    return [np.count_nonzero(where, axis=tuple(np.delete(range(3), axis))) for axis in range(3)]
 
 
 def window_of(image: np.ndarray, centre: Sequence[int], spacing_mm: Sequence[float]) -> tuple[float, float]:

@@ -125,7 +125,7 @@ def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, 
         mask_path = Path(mask_path)
         stored_mask = on_grid_of(stored.image, read_image(mask_path).image, mask_path, image_path)
         mask = _to_classes(to_canonical(stored_mask, geometry), scheme, mask_path)
-    image, notes = _numbers(to_canonical(stored.image, geometry), image_path)
+    image, notes = _intensities(to_canonical(stored.image, geometry), image_path)
     if name is None:
         name = stem(image_path) if image_path.is_file() else image_path.resolve().name
     return Volume(image, mask, geometry.spacing_mm, name, modality or stored.modality, geometry,
@@ -170,11 +170,21 @@ def write_volume(image_path: str | Path, volume: Volume, mask_path: str | Path |
 
 def to_canonical(stored: sitk.Image, geometry: Geometry) -> np.ndarray:
     """The voxels (z, y, x) of an image on its geometry's canonical axes: a view, without a copy."""
+    return turned(sitk.GetArrayViewFromImage(stored), geometry)
+
+
+def turned(values: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """An array as stored -> a view of it on the canonical axes (z, y, x)."""
     order, flips = geometry.axes
-    return np.flip(sitk.GetArrayViewFromImage(stored).transpose(order), flips)
+    return np.flip(values.transpose(order), flips)
 
 
-def _numbers(values: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+def plane_counts(where: np.ndarray) -> list[np.ndarray]:
+    """Voxels in each plane along each axis: what indices of all voxels would tell, which take 24 times the memory."""
+    return [np.count_nonzero(where, axis=tuple(np.delete(range(3), axis))) for axis in range(3)]
+
+
+def _intensities(values: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
     """Intensities as int16, if these are what they are, else float32; finite, without padding; and what was done.
 
     NaN and -inf become the smallest finite value, +inf the largest, padding the smallest value above it: all of them

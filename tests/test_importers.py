@@ -19,7 +19,7 @@ from pointseg.files import ScanError, WriteError
 from pointseg.importers import convert, plos, spider, usiegen, uwspine, verse
 from pointseg.importers.base import Found, LeftOut
 from pointseg.points import sample_points
-from pointseg.volume import UNLABELLED, Geometry, read_volume
+from pointseg.volume import UNLABELLED, Geometry, read_volume, to_own_geometry
 
 SHAPE, SPACING = (44, 14, 12), (3.0, 2.5, 2.0)  # canonical (z, y, x)
 HEIGHTS = {19: 1, 20: 7, 21: 13, 22: 19, 23: 25, 24: 31, 26: 37}  # VerSe's number -> first z of a box of 4
@@ -49,12 +49,7 @@ def stored(canonical: np.ndarray, direction: np.ndarray = LPI, origin=(5.0, -7.0
         axis = int(np.abs(direction[:, column]).argmax())  # 0 left, 1 posterior, 2 superior
         size[column], step[column] = SHAPE[2 - axis], SPACING[2 - axis]
     geometry = Geometry(tuple(size), tuple(step), origin, tuple(np.ravel(direction).astype(float)))
-    order, flips = geometry.axes
-    image = sitk.GetImageFromArray(np.ascontiguousarray(np.flip(canonical, flips).transpose(np.argsort(order))))
-    image.SetSpacing(geometry.spacing)
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
-    return image
+    return to_own_geometry(canonical, geometry)  # which test_volume compares with SimpleITK on all 48 axis orders
 
 
 def save(path: Path, image: sitk.Image) -> Path:

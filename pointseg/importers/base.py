@@ -22,6 +22,7 @@ from pointseg.volume import (
     shown_values,
     span_of,
     to_canonical,
+    turned,
 )
 
 BODIES, WHOLE = "vertebral bodies", "whole vertebrae"
@@ -95,8 +96,12 @@ def read_frames_like(found: Found) -> sitk.Image:
 
 def read_pair(found: Found, known: dict[int, int]) -> Read:
     """An image and its one mask, by position."""
+    return with_image(found, relabel(found.masks[0], read_image(found.masks[0]).image, known))
+
+
+def with_image(found: Found, mask: sitk.Image) -> Read:
+    """The image of a mask, which is in VerSe's numbers already."""
     stored = read_image(found.image)
-    mask = relabel(found.masks[0], read_image(found.masks[0]).image, known)
     return Read(stored.image, *placed(stored.image, mask, found.masks[0], found.image), as_stored=not stored.notes)
 
 
@@ -138,20 +143,14 @@ def hide_ends(mask: sitk.Image) -> sitk.Image:
     Where a source leaves out vertebrae that the scan's edge cuts, its background is none beyond the outermost labels.
     From the centre of the outermost vertebra on, since neighbours overlap in height.
     """
-    geometry = Geometry.of(mask)
-    values = np.array(sitk.GetArrayViewFromImage(mask))
-    order, flips = geometry.axes
-    turned = np.flip(values.transpose(order), flips)  # (z, y, x), a view of `values`
+    values = sitk.GetArrayFromImage(mask)
+    view = turned(values, Geometry.of(mask))  # (z, y, x): what is written to it stands in `values`
     labelled = [int(v) for v in cranial_to_caudal(np.unique(values)) if v not in (BACKGROUND, UNLABELLED)]
-
-    def centre(v: int) -> int:
-        return round(np.argwhere((turned == v).any((1, 2))).mean())
-
     if labelled and labelled[-1] < NUMBERS["L5"]:
-        beyond = turned[centre(labelled[-1]):]
+        beyond = view[round(_middle(view == labelled[-1])):]
         beyond[beyond == BACKGROUND] = UNLABELLED
     if labelled and labelled[0] > VERSE_L1 and labelled[0] <= NUMBERS["S1"]:
-        beyond = turned[:centre(labelled[0]) + 1]
+        beyond = view[:round(_middle(view == labelled[0])) + 1]
         beyond[beyond == BACKGROUND] = UNLABELLED
     return like(mask, values)
 
@@ -159,8 +158,13 @@ def hide_ends(mask: sitk.Image) -> sitk.Image:
 def heights_mm(mask: sitk.Image, values: Iterable[int]) -> dict[int, float]:
     """How far towards the head the centre of each value lies."""
     geometry = Geometry.of(mask)
-    turned = to_canonical(mask, geometry)
-    return {v: -geometry.spacing_mm[0] * float(np.argwhere((turned == v).any((1, 2))).mean()) for v in values}
+    view = to_canonical(mask, geometry)
+    return {v: -geometry.spacing_mm[0] * _middle(view == v) for v in values}
+
+
+def _middle(where: np.ndarray) -> float:
+    """The mean of the slices (z) that show something."""
+    return float(np.flatnonzero(where.any((1, 2))).mean())
 
 
 def files_below(raw: Path, pattern: str) -> list[Path]:
@@ -178,13 +182,8 @@ def files_below(raw: Path, pattern: str) -> list[Path]:
     return sorted(p for p in found if p.is_file())
 
 
-def nifti_stem(path: Path) -> str:
-    """The name without .nii or .nii.gz: published files are packed, but some have unpacked them."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
 def nifti_file(folder: Path, name: str) -> Path | None:
-    """NAME.nii.gz or NAME.nii, whichever is there."""
+    """NAME.nii.gz or NAME.nii, whichever is there: published files are packed, but some have unpacked them."""
     return next((p for ending in (".nii.gz", ".nii") if (p := folder / f"{name}{ending}").is_file()), None)
 
 

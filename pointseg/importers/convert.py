@@ -115,7 +115,7 @@ def _write(module, found: Found, read: Read, copies: "Copies", out: Path) -> Cas
     labelled = [int(v) for v in np.unique(values) if v not in (BACKGROUND, UNLABELLED)]
     if not set(labelled) & {*LUMBAR, VERTEBRA}:
         levels = ", ".join(LEVELS[v] for v in labelled) or "nothing"
-        raise ScanError(f"{found.masks[0] if found.masks else found.image}: labels {levels}, expected one of L1..L5")
+        raise ScanError(f"{found.masks[0]}: labels {levels}, expected one of L1..L5")
     twin, copied = copies.seen(found, read, labelled)
     if twin:
         raise ScanError(f"{found.image}: is a copy of {twin}'s image")
@@ -137,9 +137,8 @@ def doubts(mask: sitk.Image, labelled: Sequence[int]) -> list[str]:
     """What in a mask's levels is no label to learn from."""
     levels = cranial_to_caudal(v for v in labelled if v in LEVELS)
     found = ["six lumbar vertebrae: L6 counts as background"] if NUMBERS["L6"] in levels else []
-    lumbar = [v for v in LUMBAR if v in levels]
     last = max((v for v in levels if v != NUMBERS["T13"]), default=0)  # whose number is the highest of all
-    if gaps := [LEVELS[v] for v in LUMBAR if min(levels, default=0) < v < last and v not in lumbar]:
+    if gaps := [LEVELS[v] for v in LUMBAR if min(levels, default=0) < v < last and v not in levels]:
         found.append(f"{' and '.join(gaps)} not labelled between others that are")
     heights = list(heights_mm(mask, levels).values())
     if wrong := [f"{LEVELS[b]} not below {LEVELS[a]}" for (a, ha), (b, hb)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pointseg.importers.base import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, nifti_stem, read_pair
+from pointseg.importers.base import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, read_pair
+from pointseg.volume import stem
 
 SOURCE, MODALITY, MASK_EXTENT = "ctspine1k", "CT", WHOLE
 LAYOUT = "NAME.nii.gz and NAME_seg.nii.gz, in any folders"
@@ -24,16 +25,16 @@ def find(raw: Path) -> Iterator[Found | LeftOut]:
     files, parts = files_below(raw, "*.nii*"), _parts(raw)
     masks: dict[str, list[Path]] = {}
     for path in files:
-        if nifti_stem(path).endswith(MASK):
-            masks.setdefault(nifti_stem(path).removesuffix(MASK), []).append(path)
-    images = [p for p in files if not nifti_stem(p).endswith(MASK)]
+        if stem(path).endswith(MASK):
+            masks.setdefault(stem(path).removesuffix(MASK), []).append(path)
+    images = [p for p in files if not stem(p).endswith(MASK)]
     for image in images:
-        case = nifti_stem(image)
+        case = stem(image)
         if len(mine := masks.get(case, [])) == 1:
             yield Found(case, f"{SOURCE}-{patient_of(case)}", image, tuple(mine), parts.get(case, ""))
         else:
             yield LeftOut(case, f"{image}: has {len(mine) or 'no'} {case}{MASK}.nii.gz, expected one")
-    for case in sorted(set(masks) - {nifti_stem(p) for p in images}):
+    for case in sorted(set(masks) - {stem(p) for p in images}):
         yield LeftOut(case, f"{masks[case][0]}: has no {case}.nii.gz")
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from pointseg.files import ScanError
-from pointseg.importers.base import BODIES, Found, LeftOut, Read, files_below, nifti_stem, read_pair
+from pointseg.importers.base import BODIES, Found, LeftOut, Read, files_below, relabel, with_image
 from pointseg.reading import read_image
-from pointseg.volume import VERTEBRA, Geometry, shown_values
+from pointseg.volume import VERTEBRA, Geometry, shown_values, stem
 
 SOURCE, MODALITY, MASK_EXTENT = "plos", "MR", BODIES
 LAYOUT = "Img_NN.nii and Img_NN_Labels.nii"
@@ -23,13 +23,13 @@ MASK = "_Labels"
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
     files = files_below(raw, "[Ii]mg_*.nii*")
-    masks = {nifti_stem(p).removesuffix(MASK): p for p in files if nifti_stem(p).endswith(MASK)}
-    for image in (p for p in files if not nifti_stem(p).endswith(MASK)):
-        number = nifti_stem(image)[len("Img_"):]
-        if mask := masks.pop(nifti_stem(image), None):
+    masks = {stem(p).removesuffix(MASK): p for p in files if stem(p).endswith(MASK)}
+    for image in (p for p in files if not stem(p).endswith(MASK)):
+        number = stem(image)[len("Img_"):]
+        if mask := masks.pop(stem(image), None):
             yield Found(number, f"{SOURCE}-{number}", image, (mask,))
         else:
-            yield LeftOut(number, f"{image}: has no {nifti_stem(image)}{MASK}.nii")
+            yield LeftOut(number, f"{image}: has no {stem(image)}{MASK}.nii")
     for name, mask in masks.items():
         yield LeftOut(name[len("Img_"):], f"{mask}: has no {name}.nii")
 
@@ -40,7 +40,7 @@ def read(found: Found) -> Read:
     if len(set(values) - {0}) > 1:
         raise ScanError(f"{found.masks[0]}: found mask values {shown_values(values)}, expected 0 and one other; "
                         "it is not the published file")
-    pair = read_pair(found, {v: VERTEBRA if v else 0 for v in values})
+    pair = with_image(found, relabel(found.masks[0], mask, {v: VERTEBRA if v else 0 for v in values}))
     for image in (pair.image, pair.mask):
         turn_over(image)
     return replace(pair, as_stored=False)

@@ -12,7 +12,18 @@ import numpy as np
 import SimpleITK as sitk
 
 from pointseg.files import ScanError
-from pointseg.importers.base import LEVELS, NUMBERS, WHOLE, Found, LeftOut, Read, files_below, heights_mm, read_pair
+from pointseg.importers.base import (
+    LEVELS,
+    NUMBERS,
+    WHOLE,
+    Found,
+    LeftOut,
+    Read,
+    files_below,
+    heights_mm,
+    relabel,
+    with_image,
+)
 from pointseg.reading import read_image
 from pointseg.volume import BACKGROUND, UNLABELLED
 
@@ -48,8 +59,9 @@ def _parts(raw: Path) -> dict[str, str]:
 
 
 def read(found: Found) -> Read:
-    mask = read_image(found.masks[0]).image
-    return read_pair(found, scheme_of(mask, found.masks[0]) | OTHERS)
+    path = found.masks[0]
+    mask = read_image(path).image
+    return with_image(found, relabel(path, mask, scheme_of(mask, path) | OTHERS))
 
 
 def scheme_of(mask: sitk.Image, path: Path) -> dict[int, int]:

@@ -6,10 +6,12 @@ file tells which it is.  Much of these masks was made by models and corrected; T
 
 import csv
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
-from pointseg.importers.base import NUMBERS, WHOLE, Found, LeftOut, Read, files_below, joined, nifti_stem
+from pointseg.importers.base import NUMBERS, WHOLE, Found, LeftOut, Read, files_below, joined
 from pointseg.reading import read_image
+from pointseg.volume import stem
 
 SOURCE, MODALITY, MASK_EXTENT = "totalsegmentator", "CT", WHOLE
 LAYOUT = "sNNNN/ct.nii.gz and sNNNN/segmentations/vertebrae_L1.nii.gz .."
@@ -18,12 +20,13 @@ PARTS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def find(raw: Path) -> Iterator[Found | LeftOut]:
+    parts_of = lru_cache(_parts)  # of the folder that its scans share
     for image in files_below(raw, "ct.nii*"):
         case, folder = image.parent.name, image.parent / "segmentations"
-        names = {nifti_stem(p).removeprefix(PREFIX): p for p in folder.glob(f"{PREFIX}*.nii*")}
+        names = {stem(p).removeprefix(PREFIX): p for p in folder.glob(f"{PREFIX}*.nii*")}
         masks = tuple(names[level] for level in NUMBERS if level in names)
         if masks:
-            yield Found(case, f"{SOURCE}-{case}", image, masks, _parts(image.parents[1]).get(case, ""))
+            yield Found(case, f"{SOURCE}-{case}", image, masks, parts_of(image.parents[1]).get(case, ""))
         else:
             combined = [p.name for p in sorted(image.parent.glob("*.nii*")) if p != image]
             why = (f"; {', '.join(combined)} is not read, since versions 1 and 2 number its vertebrae differently"
@@ -42,5 +45,5 @@ def _parts(folder: Path) -> dict[str, str]:
 
 def read(found: Found) -> Read:
     stored = read_image(found.image)
-    values = {p: NUMBERS[nifti_stem(p).removeprefix(PREFIX)] for p in found.masks}
+    values = {p: NUMBERS[stem(p).removeprefix(PREFIX)] for p in found.masks}
     return Read(stored.image, *joined(found, stored.image, values, by_position=True), as_stored=not stored.notes)

@@ -13,18 +13,8 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from pointseg.importers.base import (
-    LEVELS,
-    WHOLE,
-    Found,
-    LeftOut,
-    Read,
-    files_below,
-    hide_ends,
-    nifti_file,
-    nifti_stem,
-    read_pair,
-)
+from pointseg.importers.base import LEVELS, WHOLE, Found, LeftOut, Read, files_below, hide_ends, nifti_file, read_pair
+from pointseg.volume import stem
 
 SOURCE, MODALITY, MASK_EXTENT = "verse", "CT", WHOLE
 LAYOUT = "rawdata/sub-*/*_ct.nii.gz and derivatives/sub-*/*_seg-vert_msk.nii.gz"
@@ -39,16 +29,16 @@ def find(raw: Path) -> Iterator[Found | LeftOut]:
         subject, rawdata = image.parent, image.parents[1]
         if rawdata.name != "rawdata":
             continue
-        case = nifti_stem(image).removesuffix("_ct")
+        case = stem(image).removesuffix("_ct")
         mask = nifti_file(rawdata.parent / "derivatives" / subject.name, case + MASK)
-        parts = [PARTS[m[1]] for f in (*rawdata.relative_to(raw).parts, raw.resolve().name) if (m := ARCHIVE.match(f))]
+        parts = [PARTS[m[1]] for f in (*rawdata.relative_to(raw).parts, raw.name) if (m := ARCHIVE.match(f))]
         if mask:
             masks.discard(mask)
             yield Found(case, f"{SOURCE}-{subject.name}", image, (mask,), parts[0] if parts else "")
         else:
             yield LeftOut(case, f"{image}: has no {case}{MASK}.nii.gz")
     for mask in sorted(masks):
-        yield LeftOut(nifti_stem(mask).removesuffix(MASK), f"{mask}: has no image in rawdata")
+        yield LeftOut(stem(mask).removesuffix(MASK), f"{mask}: has no image in rawdata")
 
 
 def read(found: Found) -> Read:

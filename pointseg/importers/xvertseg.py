@@ -19,7 +19,7 @@ def find(raw: Path) -> Iterator[Found | LeftOut]:
     for image in files_below(raw, "image*.mhd"):
         if not (number := image.stem.removeprefix("image")).isdigit():
             continue
-        masks = [p for p in image.parents[1].glob(f"[Mm]asks/mask{number}.mhd")]
+        masks = sorted(image.parents[1].glob(f"[Mm]asks/mask{number}.mhd"))
         if masks:
             yield Found(number, f"{SOURCE}-{number}", image, (masks[0],), note=_grades(image, number))
         else:
