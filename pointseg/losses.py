@@ -17,16 +17,22 @@ from torch import Tensor
 UNLABELLED = 255
 
 
-def point_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def point_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None,
+               labelled: Tensor | None = None) -> Tensor:
     """Cross-entropy at labelled pixels only.   logits (B, K, H, W), labels (B, H, W), UNLABELLED elsewhere -> scalar.
 
-    class_weights (K,) weighs each pixel by its true class.  0 where nothing is labelled, not 0 / 0.   Thesis L_P.
+    class_weights (K,) weighs each pixel by its true class.  labelled: by what the sum is divided to be a mean, if not
+    by these labels' own weight (see `Step`).  0 where nothing is labelled, not 0 / 0.   Thesis L_P.
     """
-    labels = labels.long()
     weights = logits.new_ones(logits.shape[1]) if class_weights is None else class_weights
-    loss = F.cross_entropy(logits, labels, weights, ignore_index=UNLABELLED, reduction="sum")
+    loss = F.cross_entropy(logits, labels.long(), weights, ignore_index=UNLABELLED, reduction="sum")
+    return loss / (labelled_weight(labels, weights) if labelled is None else labelled).clamp(min=1e-12)
+
+
+def labelled_weight(labels: Tensor, class_weights: Tensor) -> Tensor:
+    """Number of labelled pixels, each counted with the weight of its class.   labels (B, H, W) -> scalar."""
     labelled = labels != UNLABELLED
-    return loss / (weights[labels.where(labelled, 0)] * labelled).sum().clamp(min=1e-12)
+    return (class_weights[labels.long().where(labelled, 0)] * labelled).sum()
 
 
 def mean_or_zero(x: Tensor) -> Tensor:
@@ -69,7 +75,11 @@ class Move:
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step offers to the loss terms.  Network outputs are computed when a term first asks."""
+    """What one training step offers to the loss terms.  Network outputs are computed when a term first asks.
+
+    Where a batch is divided, among processes or to fit into memory, a step sees one part of it.  Means over slices need
+    not care: they are averaged.  A mean over something else, such as labelled pixels, divides by `labelled`.
+    """
 
     network: Callable[[Tensor], Tensor]
     image: Tensor  # (B, 3, H, W)
@@ -77,7 +87,7 @@ class Step:
     extent: Tensor  # (B, K, H, W) bool
     move: Move
     class_weights: Tensor | None = None  # (K,)
-
+    labelled: Tensor | None = None  # of a part: the whole batch's labelled weight times this part's share of its slices
     @cached_property
     def logits(self) -> Tensor:
         """f(x), (B, K, H, W)"""
@@ -93,11 +103,11 @@ Term = Callable[[Step], Tensor]
 
 
 def point_term(step: Step) -> Tensor:
-    return point_loss(step.logits, step.labels, step.class_weights)
+    return point_loss(step.logits, step.labels, step.class_weights, step.labelled)
 
 
 def moved_point_term(step: Step) -> Tensor:
-    return point_loss(step.moved_logits, step.move(step.labels), step.class_weights)
+    return point_loss(step.moved_logits, step.move(step.labels), step.class_weights, step.labelled)
 
 
 def consistency_term(step: Step) -> Tensor:

@@ -1,5 +1,7 @@
 """Point annotations, drawn from a mask as an expert would set them, and what they cost.   Thesis section 3.2."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy import ndimage
 from skimage.segmentation import watershed
@@ -11,6 +13,33 @@ FULL_MASK_S, POINTS_S, FURTHER_POINT_S = 239.7, 22.1, 0.9  # seconds an image; B
 FURTHER_POINTS = 6  # on an average slice, thesis section 4.1
 GROW_SIGMA_MM = 1.5
 SAGITTAL = 2
+
+
+@dataclass(frozen=True)
+class Points:
+    """The labelled voxels of a volume alone, a thousandth of it.   np.asarray gives labels (z, y, x) as they were."""
+
+    places: np.ndarray  # (N, 3) int32
+    values: np.ndarray  # (N,) uint8
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, labels: np.ndarray) -> "Points":
+        """labels (z, y, x) uint8, UNLABELLED but for the points"""
+        known = labels != UNLABELLED
+        return cls(np.argwhere(known).astype(np.int32), labels[known], labels.shape)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        labels = np.full(self.shape, UNLABELLED, np.uint8)
+        labels[tuple(self.places.T)] = self.values
+        labels.flags.writeable = False  # a copy: what is written to it would be lost
+        return labels if dtype is None else labels.astype(dtype)
+
+    def along(self, axis: int) -> "Points":
+        """The same points with the axis first, slice by slice, and row by row in each."""
+        places = np.moveaxis(self.places, -1, 0)[[axis, *(a for a in range(3) if a != axis)]].T
+        order = np.lexsort(places.T[::-1])
+        return Points(places[order], self.values[order], (self.shape[axis], *np.delete(self.shape, axis).tolist()))
 
 
 def sample_points(mask: np.ndarray, rng: np.random.Generator, per_instance: int = POINTS_PER_INSTANCE,

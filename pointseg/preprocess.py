@@ -28,6 +28,14 @@ class Prepared:
     name: str
     modality: str = ""  # "CT" or "MR", told by the intensities where the scan does not say
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.image.shape
+
+    def planes(self, axis: int) -> np.ndarray:
+        """Its slices along an axis one after the other in memory, (slices, H, W)."""
+        return np.ascontiguousarray(np.moveaxis(self.image, axis, 0))
+
 
 def prepare(volume: Volume, grid_mm: float) -> Prepared:
     """Resample to grid_mm (image linear, mask nearest), rescale intensity, CLAHE on each sagittal slice.

@@ -30,7 +30,7 @@ from pointseg.losses import (
 from pointseg.metrics import weighted_dice
 from pointseg.model import Model
 from pointseg.network import device
-from pointseg.points import grow_points, mean_further_points, sample_points
+from pointseg.points import Points, grow_points, mean_further_points, sample_points
 from pointseg.predict import validation_score
 from pointseg.preprocess import Prepared, prepare
 from pointseg.profiles import EXTENT_RADIUS_MM, Profile
@@ -88,7 +88,8 @@ def prepare_split(split: Split, profile: Profile) -> Scans:
 
 def draw_points(scans: Sequence[Prepared], seed: int) -> list[Labelled]:
     """Point labels for scans, from their masks."""
-    return [Labelled(scan, sample_points(scan.mask, np.random.default_rng((seed, i)))) for i, scan in enumerate(scans)]
+    return [Labelled(scan, Points.of(sample_points(scan.mask, np.random.default_rng((seed, i)))))
+            for i, scan in enumerate(scans)]
 
 
 def point_weights(points: Sequence[Labelled], validation: Sequence[Prepared], num_classes: int, power: float) -> Tensor:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pointseg.cache import CachedScan, SlicesFile, VolumeFile
 from pointseg.kernels import extent_masks, sample_labels, sample_stack
 from pointseg.network import STRIDE
+from pointseg.points import Points
 from pointseg.preprocess import Prepared
 from pointseg.volume import BACKGROUND, UNLABELLED
 
@@ -38,8 +40,21 @@ class Augmentation:
 class Labelled:
     """A prepared scan and the labels to learn from."""
 
-    scan: Prepared
-    labels: np.ndarray  # (z, y, x) uint8, UNLABELLED where nothing is known
+    scan: Prepared | CachedScan
+    known: np.ndarray | Points | VolumeFile  # what np.asarray makes labels (z, y, x) uint8 of
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(z, y, x) uint8, UNLABELLED where nothing is known"""
+        return np.asarray(self.known)
+
+    def planes(self, axis: int) -> np.ndarray | SlicesFile:
+        """The labels' slices along an axis, (slices, H, W)."""
+        return self.known.planes(axis) if isinstance(self.known, VolumeFile) else np.moveaxis(self.labels, axis, 0)
+
+    @property
+    def points(self) -> Points:
+        return self.known if isinstance(self.known, Points) else Points.of(self.labels)
 
 
 def slice_stack(image: np.ndarray, axis: int, index: int, spacing_mm: float) -> np.ndarray:
@@ -83,7 +98,9 @@ class Draws:
     offset: np.ndarray  # (N, 2)
     inverse: np.ndarray  # (N, 2, 2) of the matrix
     scale: np.ndarray  # (N,) of a pixel, the mean of both directions
-    table: np.ndarray  # (N, 256) float32, the intensity that each grey level becomes
+    gamma: np.ndarray  # (N,) of the intensities
+    gain: np.ndarray  # (N,) by which they are multiplied
+    lift: np.ndarray  # (N,) which is added to them
     sigma: np.ndarray  # (N,) float32, of the noise
     start: np.ndarray  # (N,) where the noise begins in its store
 
@@ -95,8 +112,9 @@ class SliceDataset(Dataset):
     e * len + i; it depends on that and the seed alone, not on what was drawn before.  sparse: the labels are points,
     moved one by one, since resampling a map would lose them; radius_mm: the extent's radius, None for no extent.
 
-    An item must cost little beside its training step, so all that can be is done once: slices lie in memory one after
-    the other, points are found, noise is a piece of a store, and an epoch's random numbers are drawn together.
+    An item must cost little beside its training step, so all that can be is done once: slices lie one after the other,
+    points are found, noise is a piece of a store, and an epoch's random numbers are drawn together.  What it holds does
+    not grow with the scans where those and their labels lie in files (`cache`).
     """
 
     def __init__(self, scans: Sequence[Labelled], axis: str, num_classes: int, input_px: int,
@@ -104,17 +122,22 @@ class SliceDataset(Dataset):
         self.axis, self.num_classes, self.augmentation, self.seed = AXES[axis], num_classes, augmentation, seed
         self.sparse, self.radius_mm = sparse, radius_mm
         self.scans = [scan.scan for scan in scans]
-        self.images = [np.ascontiguousarray(np.moveaxis(scan.image, self.axis, 0)) for scan in self.scans]
-        joined = [np.where(x == UNLABELLED, x, np.minimum(x, 1)) if num_classes == 2 else x
-                  for x in (scan.labels for scan in scans)]
-        self.labels = [np.moveaxis(x, self.axis, 0) for x in joined]  # (slices, H, W) both
-        self.index = [(s, int(i)) for s, planes in enumerate(self.labels)
-                      for i in np.flatnonzero((planes != UNLABELLED).any((1, 2)))]
+        self.images = [scan.planes(self.axis) for scan in self.scans]  # (slices, H, W) each
+        shapes = [tuple(np.delete(scan.shape, self.axis).tolist()) for scan in self.scans]
+        self.index: list[tuple[int, int]] = []  # of each item its scan and the slice in it
+        if sparse:
+            self.points = [scan.points.along(self.axis) for scan in scans]
+            for which, points in enumerate(self.points):
+                self.index += [(which, int(i)) for i in np.unique(points.places[:, 0])]
+        else:
+            self.labels = [scan.planes(self.axis) for scan in scans]
+            for which, planes in enumerate(self.labels):
+                known = (np.asarray(planes) != UNLABELLED).any((1, 2))
+                self.index += [(which, int(i)) for i in np.flatnonzero(known)]
         if not self.index:
             raise ValueError(f"{len(scans)} scans, but no slice with a label to learn from; expected at least one")
-        if sparse:
-            self.points = [np.argwhere(self.labels[s][i] != UNLABELLED) for s, i in self.index]
-        self.size = input_size([planes.shape[1:] for planes in self.labels], input_px)
+        self.size = input_size(shapes, input_px)
+        self.places = np.array([crop_corners(shape, self.size) for shape in shapes])  # (scans, 5, 2)
         store = 8 * 3 * self.size[0] * self.size[1] if augmentation.noise else 0
         self.noise = self._rng(0).standard_normal(store, np.float32)
         self._epoch, self._draws = 0, self._draw(0)
@@ -135,9 +158,9 @@ class SliceDataset(Dataset):
         Without a radius an extent is True, (B, K, 1, 1).
         """
         images = np.empty((len(numbers), 3, *self.size), np.float32)
-        labels = np.full((len(numbers), *self.size), UNLABELLED, np.uint8)
+        labels_of_all = np.full((len(numbers), *self.size), UNLABELLED, np.uint8)
         extents = np.ones((len(numbers), self.num_classes, *(self.size if self.radius_mm else (1, 1))), bool)
-        for number, image, target, extent in zip(numbers, images, labels, extents, strict=True):
+        for number, image, target, extent in zip(numbers, images, labels_of_all, extents, strict=True):
             epoch, item = divmod(number, len(self))
             if epoch != self._epoch:
                 self._epoch, self._draws = epoch, self._draw(epoch)
@@ -146,28 +169,37 @@ class SliceDataset(Dataset):
                 self._fill_points(item, target, extent)
             else:
                 which, at = self.index[item]
-                sample_labels(self.labels[which][at], self._draws.matrix[item], self._draws.offset[item], target)
-        return torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(extents)
+                labels = np.asarray(self.labels[which])[at]
+                sample_labels(labels, self._draws.matrix[item], self._draws.offset[item], target)
+            if self.num_classes == 2:
+                target[(target != BACKGROUND) & (target != UNLABELLED)] = 1
+        return torch.from_numpy(images), torch.from_numpy(labels_of_all), torch.from_numpy(extents)
+
+    __getitems__ = batch  # what torch's DataLoader calls, where it is given the numbers of a batch
 
     def _fill_image(self, item: int, image: np.ndarray) -> None:
-        (which, at), draws, planes = self.index[item], self._draws, self.images[self.index[item][0]]
+        (which, at), draws, planes = self.index[item], self._draws, np.asarray(self.images[self.index[item][0]])
         around = stack_indices(at, len(planes), self.scans[which].spacing_mm[self.axis])
-        sample_stack(planes, around, draws.matrix[item], draws.offset[item], draws.table[item], image)
+        table = GREY_LEVELS**draws.gamma[item] * draws.gain[item] + draws.lift[item]
+        table[0] = 0  # padding and air stay black
+        sample_stack(planes, around, draws.matrix[item], draws.offset[item], table.astype(np.float32), image)
         if sigma := draws.sigma[item]:
             start = draws.start[item]
             image += sigma * self.noise[start : start + image.size].reshape(image.shape)
 
     def _fill_points(self, item: int, target: np.ndarray, extent: np.ndarray) -> None:
-        (which, at), draws, points = self.index[item], self._draws, self.points[item]
-        values = self.labels[which][at][points[:, 0], points[:, 1]]
-        moved = (points - draws.offset[item]) @ draws.inverse[item].T
+        (which, at), draws, points = self.index[item], self._draws, self.points[self.index[item][0]]
+        here = slice(*np.searchsorted(points.places[:, 0], (at, at + 1)))
+        values = points.values[here]
+        moved = (points.places[here, 1:] - draws.offset[item]) @ draws.inverse[item].T
         pixels = np.rint(moved).astype(int)
         inside = ((pixels >= 0) & (pixels < self.size)).all(1)
         target[pixels[inside, 0], pixels[inside, 1]] = values[inside]
         if self.radius_mm:
             bounding = values != BACKGROUND  # which has no extent; points that left the crop still bound their vertebra
+            classes = np.minimum(values[bounding], 1) if self.num_classes == 2 else values[bounding]
             spacing_mm = np.delete(self.scans[which].spacing_mm, self.axis) * draws.scale[item]
-            extent[:] = extent_masks(moved[bounding], values[bounding], self.num_classes, self.size, spacing_mm,
+            extent[:] = extent_masks(moved[bounding], classes, self.num_classes, self.size, spacing_mm,
                                      self.radius_mm)
 
     def _rng(self, stream: int) -> np.random.Generator:
@@ -175,8 +207,7 @@ class SliceDataset(Dataset):
 
     def _draw(self, epoch: int) -> Draws:
         a, n, rng = self.augmentation, len(self), self._rng(epoch + 1)
-        places = np.array([crop_corners(planes.shape[1:], self.size) for planes in self.labels])  # (scans, 5, 2)
-        corner = places[[which for which, _ in self.index], rng.integers(5, size=n)]  # (N, 2)
+        corner = self.places[[which for which, _ in self.index], rng.integers(5, size=n)]  # (N, 2)
         angle = np.deg2rad(a.rotation_deg * rng.standard_normal(n))
         scale, stretch = np.exp(a.log_scale * rng.standard_normal(n)), np.exp(a.log_stretch * rng.standard_normal(n))
         cos, sin = np.cos(angle), np.sin(angle)
@@ -184,10 +215,9 @@ class SliceDataset(Dataset):
         matrix = turn * np.stack([scale * stretch, scale / stretch], -1)[:, None]
         centre = (np.array(self.size) - 1) / 2
         offset = corner + centre - matrix @ centre + a.shift_px * rng.standard_normal((n, 2))
-        gamma, gain = np.exp(a.log_gamma * rng.standard_normal((n, 1))), 1 + a.contrast * rng.standard_normal((n, 1))
-        table = GREY_LEVELS**gamma * gain + a.contrast / 2 * rng.standard_normal((n, 1))
-        table[:, 0] = 0  # padding and air stay black
-        return Draws(matrix, offset, np.linalg.inv(matrix), scale, table.astype(np.float32),
+        gamma, gain = np.exp(a.log_gamma * rng.standard_normal(n)), 1 + a.contrast * rng.standard_normal(n)
+        lift = a.contrast / 2 * rng.standard_normal(n)
+        return Draws(matrix, offset, np.linalg.inv(matrix), scale, gamma, gain, lift,
                      (a.noise * rng.random(n)).astype(np.float32), rng.integers(self.noise.size // 2 + 1, size=n))
 
 

@@ -1,7 +1,6 @@
 """The training loop: one step without a device, then the schedule with scripted losses and scores."""
 
 import copy
-import threading
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,7 +13,7 @@ from pointseg.network import FCN8VGG16
 from pointseg.predict import validation_score
 from pointseg.preprocess import Prepared
 from pointseg.slices import Augmentation, Labelled, SliceDataset
-from pointseg.train import Schedule, endless_batches, fit, made_ahead, training_step
+from pointseg.train import Schedule, batch_numbers, endless_batches, fit, training_step
 
 TERMS = [(1.0, point_term), (1.0, moved_point_term), (1.0, consistency_term), (1.0, separation_term),
          (1.0, extent_term)]
@@ -235,24 +234,36 @@ def test_batches_are_whole_epochs_in_random_order():
     assert [n - 12 for n in second] != first and epochs(0) == [first, second] and epochs(1)[0] != first
 
 
-def test_a_thread_ahead_changes_nothing():
-    """The same batches in the same order; what goes wrong in the thread reaches the training; it ends with it."""
-    ahead = made_ahead(endless_batches(numbers_of(12), 5, 3), torch.device("cpu"))
-    plain = endless_batches(numbers_of(12), 5, 3)
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 7])
+def test_batches_can_start_anywhere(start):
+    all_of_them, later = batch_numbers(12, 5, 3), batch_numbers(12, 5, 3, start)
+    for _ in range(start):
+        next(all_of_them)
     for _ in range(7):
-        assert torch.equal(next(ahead)[0], next(plain)[0])
-    running = threading.active_count()
-    ahead.close()
-    assert threading.active_count() == running - 1
+        assert torch.equal(next(all_of_them), next(later))
 
-    def broken():
-        yield (torch.zeros(1),)
-        raise OSError("the disk is gone")
 
-    ahead = made_ahead(broken(), torch.device("cpu"))
-    next(ahead)
+def test_workers_change_nothing():
+    """Batches made by two processes: the same ones in the same order, epoch after epoch; what fails there is told."""
+    dataset = tiny_dataset()
+    here, there = endless_batches(dataset, 5, 3), endless_batches(dataset, 5, 3, workers=2)
+    for _ in range(7):
+        assert all(torch.equal(x, y) for x, y in zip(next(here), next(there), strict=True))
+
+    class Broken(SliceDataset):
+        __getitems__ = None
+
+        def __init__(self):
+            pass
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, number):
+            raise OSError("the disk is gone")
+
     with pytest.raises(OSError, match="the disk is gone"):
-        next(ahead)
+        next(endless_batches(Broken(), 2, 0, workers=1))
 
 
 @pytest.mark.parametrize("num_classes, expected", [(3, (1 / 2 * 2 / 3 + 2 / 4 + 0) / (1 / 2 + 1 + 1)),

@@ -1,0 +1,137 @@
+"""Several processes that train one model: what of torch.distributed this package needs.
+
+A process that is alone is rank 0 of 1, and nothing here does anything.  `torchrun` starts several and tells each its
+rank; `together` joins them.  The slices of a batch are divided among them (`part_of`), the scans too (`share`).
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pointseg.files import ScanError, first_line
+
+T = TypeVar("T")
+SILENCE = timedelta(minutes=10)  # after which a process that takes part in nothing counts as lost
+ENDING_S = 15  # which torchrun has to end the others, and to say whose end came first
+LOST_SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset", "connection", "Socket", "Broken pipe")
+
+
+class Lost(ScanError):
+    """Another process has gone, and without it there is no next step."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which slices of a batch are at hand: `count` of `total`, from `first` on."""
+
+    first: int
+    count: int
+    total: int
+
+    def piece(self, start: int, count: int) -> "Part":
+        """A part of this part."""
+        return Part(self.first + start, count, self.total)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def part_of(total: int) -> Part:
+    """This process's part of a batch; where slices are fewer than processes, some have none."""
+    first, end = (total * r // world_size() for r in (rank(), rank() + 1))
+    return Part(first, end - first, total)
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """Every so-manieth item, so that each is one process's."""
+    return items[rank() :: world_size()]
+
+
+def gathered(x: Tensor) -> Tensor:
+    """x of each process.   -> (processes, *x.shape)"""
+    out = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(out, x)
+    return torch.stack(out)
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """The sum of x over all processes.  For small tensors: gathering them takes a third of gloo's all_reduce's time."""
+    return x if world_size() == 1 else gathered(x).sum(0)
+
+
+def collected(content: T) -> list[T]:
+    """What each process has, by rank."""
+    if world_size() == 1:
+        return [content]
+    all_of_them: list = [None] * world_size()
+    dist.all_gather_object(all_of_them, content)
+    return all_of_them
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What rank 0 makes, for all; what it raises, for all too."""
+    if world_size() == 1:
+        return make()
+    made: list = [None]
+    if rank() == 0:
+        try:
+            made = [make()]
+        except ScanError as error:
+            made = [error]
+    dist.broadcast_object_list(made, 0)
+    if isinstance(made[0], ScanError):
+        raise ScanError(str(made[0])) if rank() else made[0]
+    return made[0]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that torchrun started; nothing where there is one.
+
+    A process that has gone ends the others in seconds: torchrun stops them, and a Lost says which one was missed.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        here, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if here >= gpus:
+            raise ScanError(f"--nproc-per-node: found more processes than the {gpus} GPUs of this machine, expected at "
+                            "most one for each; start fewer")
+        torch.cuda.set_device(here)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=SILENCE)
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST_SIGNS)):
+            raise
+        lost = _who_is_lost(error)
+        print(f"rank {rank()} of {world_size()}: {lost}", flush=True)
+        time.sleep(ENDING_S)
+        raise Lost(str(lost)) from None
+    finally:
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _who_is_lost(error: RuntimeError) -> str:
+    """torch's barrier for debugging names the ranks that do not come to it."""
+    try:
+        dist.monitored_barrier(timeout=timedelta(seconds=5))
+        who = first_line(error)
+    except RuntimeError as named:
+        who = first_line(named)
+    return f"another process has gone, so this one ends too ({who})"
