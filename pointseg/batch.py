@@ -9,7 +9,6 @@ import csv
 import hashlib
 import json
 import multiprocessing
-import os
 import queue
 import signal
 import threading
@@ -20,13 +19,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import numba
-import torch
 from tqdm.auto import tqdm
 
 from pointseg import plausible, plot
 from pointseg.files import ScanError, check_format, first_line, whole_file
 from pointseg.model import Model, load_model
+from pointseg.parallel import take_cores
 from pointseg.reading import data_files
 from pointseg.report import write_json
 from pointseg.volume import CLASSES, read_volume, stem, write_mask
@@ -154,9 +152,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 def _begin(jobs: int) -> None:
     """A worker shares the cores, and leaves it to the parent to stop at Ctrl-C: it ends the scan that it has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    take_cores(jobs)
 
 
 def _attempt(scan: Path, mask: Path, options: Options) -> Outcome:

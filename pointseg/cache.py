@@ -11,6 +11,7 @@ import json
 import mmap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pointseg.reading import data_files
 
 HEADER_BYTES = 4096  # one page, so that the volumes begin on another
 PREPARING = ("dicom", "files", "kernels", "nifti", "preprocess", "reading", "textheaders", "volume")  # modules
+NO_INFLUENCE = {"batch", "checks", "cli", "course", "plausible", "plot", "report", "scanlist", "widgets"}  # on models
 PACKAGE = Path(__file__).parent
 
 
@@ -86,6 +88,10 @@ class CachedScan:
     def mask(self) -> np.ndarray:
         return np.asarray(self.mask_file)
 
+    @property
+    def truth(self) -> VolumeFile:
+        return self.mask_file
+
     def planes(self, axis: int) -> SlicesFile:
         return self.image_file.planes(axis)
 
@@ -114,10 +120,21 @@ def hash_of_case(case: Case) -> str:
     digest = hashlib.sha256()
     for path in (case.image, case.mask):
         for part in data_files(path):
-            with open(part, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            now = part.stat()
+            digest.update(_hash_of_file(part, now.st_size, now.st_mtime_ns))
         digest.update(b"|")
     return digest.hexdigest()
+
+
+@lru_cache(None)
+def _hash_of_file(path: Path, size: int, changed_ns: int) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def influential_modules() -> set[str]:
+    """The modules of this package that can change a trained model."""
+    return {path.stem for path in PACKAGE.glob("*.py")} - NO_INFLUENCE
 
 
 def code_hash(modules: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """The command line: pointseg table1, train, evaluate, segment, import."""
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command.   -> exit status: 0 done, 1 bad input (a line on stderr says so), 2 bad usage, 130 interrupted."""
     options = parser().parse_args(arguments)
     try:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.run not in (train, evaluate):
+            raise ScanError("was started by torchrun, expected train or evaluate, which several processes can share; "
+                            "start it without" + (", and see --at-once" if options.run is table1 else ""))
         options.run(options)
     except (ScanError, FloatingPointError) as error:  # bad input, or a loss that is no number
         print(f"pointseg {options.command}: {error}", file=sys.stderr)
@@ -35,24 +39,34 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("table1", table1, "the whole procedure: points, weak models, pseudo masks, result, reference",
                 "Run the whole procedure and print the thesis's Table 1 beside its own. Without --data it runs on "
-                "synthetic scans, which it writes to OUT/scans. OUT gets table1.json, figures and the five models.")
+                "synthetic scans, which it writes to OUT/scans. OUT gets table1.json, figures and the five models. "
+                "Broken off at any moment and started again with the same arguments, it goes on where it was.")
     data_options(p, required=False)
     training_options(p)
+    p.add_argument("--seeds", type=at_least(1), default=1, metavar="N",
+                   help="repeat with N seeds, from --seed on, and report mean and spread; each in a folder of OUT "
+                   "(default 1)")
+    p.add_argument("--at-once", type=at_least(1), metavar="N", help="models trained side by side, where they do not "
+                   "wait for each other (default: the number of GPUs, or 1)")
     p.add_argument("--scans", type=at_least(3), default=36,
                    help="number of synthetic scans, without --data (default 36)")
     p.add_argument("--out", type=Path, default=Path("out/table1"),
                    help="folder for everything that is written (default out/table1)")
 
     p = command("train", train, "train one model along one axis", "Train one model along one axis on the training "
-                "cases of a dataset folder, from points drawn from the masks or from the masks themselves.")
+                "cases of a dataset folder, from points drawn from the masks or from the masks themselves. Broken off at "
+                "any moment and started again with the same arguments, it goes on where it was. Under torchrun several "
+                "processes share each batch and the scans to validate on.")
     data_options(p)
     p.add_argument("--axis", choices=("transverse", "coronal", "sagittal"), default="sagittal",
                    help="cut the scans along this axis (default sagittal); transverse models know 2 classes, others 6")
     p.add_argument("--labels", choices=("points", "masks"), default="points",
                    help="what the model learns from (default points)")
     training_options(p)
+    p.add_argument("--batch", type=at_least(1), metavar="N", help="slices a step, of all processes together (default: "
+                   "the profile's)")
     p.add_argument("-o", "--output", type=Path, default=Path("out/model.pt"),
-                   help="the model to write (default out/model.pt)")
+                   help="the model to write (default out/model.pt); what it takes to go on lies in MODEL-training")
 
     p = command("evaluate", evaluate, "score a saved model on a dataset folder", "Score a saved model on the cases of "
                 "a dataset folder: Dice_wi in the scans' geometry and on the prepared grid; per class, source, case.")
@@ -109,8 +123,9 @@ def data_options(p: argparse.ArgumentParser, required: bool = True) -> None:
 
 
 def training_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--profile", choices=("classroom", "thesis"), default="classroom",
-                   help="classroom (default): two CPU cores, minutes; thesis: a CUDA GPU, hours")
+    p.add_argument("--profile", choices=("classroom", "lesson", "thesis"), default="classroom",
+                   help="classroom (default): two CPU cores, minutes; lesson: the notebooks', coarser and shorter; thesis: a "
+                   "CUDA GPU, hours")
     p.add_argument("--terms", help="loss terms of the models that learn from points: P point, C consistency, E extent, "
                    "S separation (default: the profile's, classroom P, thesis PCES)")
     p.add_argument("--imagenet", metavar="FILE", help="thesis profile: VGG16's ImageNet weights, or none to train from "
@@ -119,6 +134,16 @@ def training_options(p: argparse.ArgumentParser) -> None:
                    help="for the split, the points, the first weights and the order (default 0)")
     p.add_argument("--published-split", action="store_true", help="split as the sources do, where the manifest's "
                    "column \"part\" says so, not 4/6, 1/6, 1/6 of the patients")
+    p.add_argument("--restart", action="store_true", help="begin anew, and throw away what an earlier run has left")
+    p = p.add_argument_group("the machine", "What a run may use. None of it changes what is computed.")
+    p.add_argument("--cache", type=Path, default=Path("out/cache"), metavar="DIR", help="folder of prepared scans, "
+                   "which all runs and processes share and which may be deleted between them (default out/cache)")
+    p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that make batches (default: 0, which "
+                   "means the training itself; with a GPU 4)")
+    p.add_argument("--micro-batch", type=at_least(1), metavar="N", help="slices at a time, whose gradients are added "
+                   "up to the batch's, where a GPU is too small (default: found out)")
+    p.add_argument("--precision", choices=("mixed", "float32"), default="mixed", help="mixed (default): bfloat16 where "
+                   "the hardware has it")
 
 
 def chosen_profile(options: argparse.Namespace):
@@ -133,6 +158,22 @@ def chosen_profile(options: argparse.Namespace):
     if options.imagenet != "none" and not Path(options.imagenet).is_file():
         raise ScanError(f"{options.imagenet}: no such file, expected VGG16's ImageNet weights; check --imagenet")
     return replace(profile, imagenet=options.imagenet != "none", imagenet_file=Path(options.imagenet))
+
+
+def chosen_machine(options: argparse.Namespace):
+    import torch
+
+    from pointseg.files import check_folder
+    from pointseg.network import set_mixed_precision
+    from pointseg.procedure import Machine
+    from pointseg.runs import remove_leftovers
+
+    check_folder(options.cache)
+    remove_leftovers(options.cache, older_than_s=3600)  # others may be writing there
+    set_mixed_precision(options.precision == "mixed")
+    gpus = torch.cuda.device_count()
+    workers = options.workers if options.workers is not None else min(4, (os.cpu_count() or 1) - 1) if gpus else 0
+    return Machine(options.cache, workers, options.micro_batch, getattr(options, "at_once", None) or max(1, gpus))
 
 
 def at_least(least: int):
@@ -150,41 +191,51 @@ def at_least(least: int):
 def table1(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
     from pointseg.files import check_folder
-    from pointseg.model import save_model
     from pointseg.phantom import write_phantoms
     from pointseg.procedure import run, terms_named
-    from pointseg.report import write_table
+    from pointseg.report import Repeated, write_repeated, write_table
 
     profile, folder = chosen_profile(options), options.data
     terms_named(profile.terms if options.terms is None else options.terms, profile)  # refuse a wrong one at once
     check_folder(options.out)
+    machine = chosen_machine(options)
     if folder is None:
         if options.source:
             raise ScanError("--source names sources of a dataset folder; give --data as well")
         folder = write_phantoms(options.out / "scans", options.scans, options.seed)
     cases = read_manifest(folder, options.source)
     name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in cases if c.names_levels}))
-    table = run(cases, profile, options.seed, options.terms, name,
-                lambda model_name, model: save_model(options.out / f"{model_name}.pt", model),
-                options.published_split)
-    write_table(table, options.out)
-    print(f"\n{table}\n\nwritten to {options.out}: table1.json, {', '.join(f'{m}.pt' for m in table.histories)}, "
-          "stages.png, curves.png, per_class.png, confusion.png")
+    tables = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        out = options.out if options.seeds == 1 else options.out / f"seed{seed}"
+        table = run(cases, profile, seed, options.terms, name, options.published_split, out, machine, options.restart)
+        write_table(table, out)
+        print(f"\n{table}\n\nwritten to {out}: table1.json, {', '.join(f'{m}.pt' for m in table.histories)}, "
+              "stages.png, curves.png, per_class.png, confusion.png")
+        tables.append(table)
+    if options.seeds > 1:
+        repeated = Repeated.of(tables)
+        write_repeated(repeated, options.out)
+        print(f"\n{repeated}\n\nwritten to {options.out}: table1.json")
 
 
 def train(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
     from pointseg.files import check_folder
-    from pointseg.model import save_model
+    from pointseg.parallel import rank, together
     from pointseg.procedure import train_one
 
-    check_folder(options.output.parent)
-    cases = read_manifest(options.data, options.source)
-    model, history = train_one(cases, options.axis, options.labels == "points", chosen_profile(options), options.seed,
-                               options.terms, options.published_split)
-    save_model(options.output, model)
-    print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
-          f"written to {options.output}")
+    with together():
+        check_folder(options.output.parent)
+        cases, profile = read_manifest(options.data, options.source), chosen_profile(options)
+        if options.batch:
+            profile = replace(profile, weak=replace(profile.weak, batch=options.batch),
+                              full=replace(profile.full, batch=options.batch))
+        _, history = train_one(cases, options.axis, options.labels == "points", profile, options.seed, options.terms,
+                               options.published_split, options.output, chosen_machine(options), options.restart)
+        if rank() == 0:
+            print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
+                  f"written to {options.output}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -192,25 +243,29 @@ def evaluate(options: argparse.Namespace) -> None:
     from pointseg.evaluate import cases_of_split, evaluate_model
     from pointseg.files import check_folder
     from pointseg.model import load_model
+    from pointseg.parallel import rank, together
     from pointseg.report import write_json
 
-    if options.json:
-        check_folder(options.json.parent)
-    model = load_model(options.model)
-    cases = read_manifest(options.data, options.source)
-    if options.split == "test":
-        cases = cases_of_split(cases, model, "test")
-    known = {name for part in ("train", "validation") for name in model.split[part]} & {c.name for c in cases}
-    result = evaluate_model(model, cases)
-    print(result)
-    if known:
-        print(f"\nnote: {len(known)} of these {len(cases)} cases trained or chose this model, so the score flatters "
-              "it; --split test scores the others")
-    if flawed := [c for c in cases if c.flaw]:
-        print(f"\nnote: {len(flawed)} of these {len(cases)} cases have a known flaw: "
-              + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
-    if options.json:
-        write_json(options.json, result.as_dict())
+    with together():
+        if options.json:
+            check_folder(options.json.parent)
+        model = load_model(options.model)
+        cases = read_manifest(options.data, options.source)
+        if options.split == "test":
+            cases = cases_of_split(cases, model, "test")
+        known = {name for part in ("train", "validation") for name in model.split[part]} & {c.name for c in cases}
+        result = evaluate_model(model, cases)
+        if rank() > 0:
+            return
+        print(result)
+        if known:
+            print(f"\nnote: {len(known)} of these {len(cases)} cases trained or chose this model, so the score "
+                  "flatters it; --split test scores the others")
+        if flawed := [c for c in cases if c.flaw]:
+            print(f"\nnote: {len(flawed)} of these {len(cases)} cases have a known flaw: "
+                  + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
+        if options.json:
+            write_json(options.json, result.as_dict())
 
 
 def import_dataset(options: argparse.Namespace) -> None:

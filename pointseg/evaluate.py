@@ -10,6 +10,7 @@ from pointseg.datasets import CENTROIDS, Case, cases_with_levels
 from pointseg.kernels import confusion_matrix, resample_argmax
 from pointseg.metrics import absent_classes, centres_mm, identified, per_class, weighted_dice
 from pointseg.model import Model
+from pointseg.parallel import collected, rank, share
 from pointseg.predict import known_truth
 from pointseg.preprocess import Prepared
 from pointseg.volume import CLASSES, ScanError, Volume
@@ -48,6 +49,18 @@ class Evaluation:
     def identified(self) -> float:
         """The share of vertebrae that were identified; nan where there are none, or no levels."""
         return float(np.isfinite(self.distances_mm).mean()) if len(self.distances_mm) else np.nan
+
+    def to_json(self) -> dict:
+        """All of it, as JSON holds it; `from_json` reads it back."""
+        matrices = {key: {name: m.tolist() for name, m in getattr(self, key).items()} for key in ("own", "prepared")}
+        return {"classes": self.classes, **matrices, "found_mm": {
+            name: {int(k): float(d) for k, d in of_case.items()} for name, of_case in self.found_mm.items()}}
+
+    @classmethod
+    def from_json(cls, content: dict) -> "Evaluation":
+        matrices = [{name: np.array(m, np.int64) for name, m in content[key].items()} for key in ("own", "prepared")]
+        found_mm = {name: {int(k): d for k, d in of_case.items()} for name, of_case in content["found_mm"].items()}
+        return cls(tuple(content["classes"]), *matrices, found_mm)
 
     def per_source(self) -> dict[str, float]:
         """Dice_wi of each source."""
@@ -113,24 +126,44 @@ def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Ca
 
     scores_of: by name, what to score.  Scores are resampled to the scan's own grid, then the highest wins; for two
     classes L1..L5 count as one.  With more, it is also told how many vertebrae were identified, and of cases that know
-    centroids alone nothing else.
+    centroids alone nothing else.  Of several processes each scores some cases, and all get the result.
     """
+    cases = list(cases)
+    here = {case.name: score_case(scores_of, prepare, case) for case in
+            tqdm(share(cases), "scoring", unit="scan", disable=rank() > 0)}
+    everywhere = {name: of_case for of_process in collected(here) for name, of_case in of_process.items()}
+    return merged(everywhere[case.name] for case in cases)
+
+
+def score_case(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Callable[[Volume], Prepared],
+               case: Case) -> dict[str, Evaluation]:
+    """`evaluate` of one case."""
+    volume, results = case.read(), {}
+    scan = prepare(volume)
+    for name, function in scores_of.items():
+        scores = function(scan)
+        k = len(scores)
+        result = results[name] = Evaluation(CLASSES if k > 2 else VERTEBRA_CLASSES)
+        own = resample_argmax(scores, volume.mask.shape)
+        if case.mask_extent != CENTROIDS:
+            prepared = resample_argmax(scores, scan.mask.shape)
+            result.own[case.name] = confusion_matrix(known_truth(volume.mask, k), own, k)
+            result.prepared[case.name] = confusion_matrix(known_truth(scan.mask, k), prepared, k)
+        if k > 2:
+            centres = [centres_mm(labels, volume.spacing_mm) for labels in (volume.mask, own)]
+            result.found_mm[case.name] = identified(*centres)
+    return results
+
+
+def merged(of_cases: Iterable[dict[str, Evaluation]]) -> dict[str, Evaluation]:
+    """The evaluations of single cases, by name of what was scored, as one of all cases."""
     results: dict[str, Evaluation] = {}
-    for case in tqdm(cases, "scoring", unit="scan"):
-        volume = case.read()
-        scan = prepare(volume)
-        for name, function in scores_of.items():
-            scores = function(scan)
-            k = len(scores)
-            result = results.setdefault(name, Evaluation(CLASSES if k > 2 else VERTEBRA_CLASSES))
-            own = resample_argmax(scores, volume.mask.shape)
-            if case.mask_extent != CENTROIDS:
-                prepared = resample_argmax(scores, scan.mask.shape)
-                result.own[case.name] = confusion_matrix(known_truth(volume.mask, k), own, k)
-                result.prepared[case.name] = confusion_matrix(known_truth(scan.mask, k), prepared, k)
-            if k > 2:
-                centres = [centres_mm(labels, volume.spacing_mm) for labels in (volume.mask, own)]
-                result.found_mm[case.name] = identified(*centres)
+    for of_case in of_cases:
+        for name, evaluation in of_case.items():
+            result = results.setdefault(name, Evaluation(evaluation.classes))
+            result.own |= evaluation.own
+            result.prepared |= evaluation.prepared
+            result.found_mm |= evaluation.found_mm
     return results
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         # A folder of its own beside the target: the same file system, and a failed writer's leftovers go with it.
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
             yield Path(folder) / path.name
+            with open(Path(folder) / path.name, "rb") as written:
+                os.fsync(written.fileno())  # or a power cut could leave the new name with nothing in it
             os.replace(Path(folder) / path.name, path)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error}), expected a folder one may write to; "
@@ -117,3 +120,27 @@ def native_messages() -> Iterator[BinaryIO]:
             sitk.ProcessObject.SetGlobalWarningDisplay(shown)
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def save_torch(content: object, path: Path) -> None:
+    """torch.save, whose word for a full disk is a RuntimeError."""
+    import torch  # seconds, which commands that only read scans need not wait
+
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:
+        raise OSError(first_line(error)) from None
+
+
+def read_torch(path: Path) -> object:
+    """What torch.save wrote, onto the CPU.  Data alone is read: a file that would run code is refused.
+
+    torch does not look at the checksums in its files; here they are checked.
+    """
+    import torch
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as whole:
+            if wrong := whole.testzip():
+                raise Damaged(f"the checksum of {wrong} is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)

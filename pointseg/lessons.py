@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pointseg.cache import PACKAGE, code_hash, influential_modules
 from pointseg.datasets import MANIFEST, Case, read_manifest
 from pointseg.files import ScanError, whole_file
 from pointseg.losses import Term, point_term
@@ -20,14 +21,12 @@ from pointseg.phantom import make_phantom, write_phantoms
 from pointseg.procedure import Scans, train_full, train_weak
 from pointseg.profiles import LESSON
 from pointseg.slices import Labelled
-from pointseg.train import History, Round
+from pointseg.train import History
 from pointseg.volume import Volume
 
-PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()  # a checkout, else where we are
 OUT = ROOT / "out" / "lessons"
 COUNT, SPACING_MM, SEED = 30, 2.0, 0
-NO_INFLUENCE = {"batch", "checks", "cli", "course", "plausible", "plot", "report", "scanlist", "widgets"}  # on models
 
 
 def data_folder() -> Path | None:
@@ -107,9 +106,7 @@ def _remember(name: str, train: Callable[[], tuple[Model, History]], *depends_on
     path = OUT / f"{name}-{_fingerprint(*depends_on)}.pt"
     history_path = path.with_suffix(".json")
     if history_path.is_file():  # written last
-        content = json.loads(history_path.read_text())
-        content["rounds"] = [Round(**r) for r in content["rounds"]]
-        return load_model(path), History(**content)
+        return load_model(path), History.from_dict(json.loads(history_path.read_text()))
     model, history = train()
     save_model(path, model)
     with whole_file(history_path) as part:
@@ -120,9 +117,7 @@ def _remember(name: str, train: Callable[[], tuple[Model, History]], *depends_on
 def _fingerprint(*parts) -> str:
     """Of the package's source, the lesson profile and the parts: whatever changes, nothing old is read."""
     digest = hashlib.sha256(repr(LESSON).encode())
-    for file in sorted(PACKAGE.glob("*.py")):
-        if file.stem not in NO_INFLUENCE:
-            digest.update(file.read_bytes())
+    digest.update(code_hash(influential_modules()).encode())
     for part in parts:
         digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.hexdigest()[:12]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pointseg.files import first_line, whole_file
+from pointseg.files import first_line, read_torch, save_torch, whole_file
 from pointseg.network import FCN8VGG16, device
 from pointseg.predict import predict, predict_labels, segment
 from pointseg.preprocess import Prepared, prepare
@@ -57,10 +57,7 @@ def save_model(path: str | Path, model: Model) -> None:
                "modalities": list(model.modalities),
                "weights": {k: v.cpu().contiguous() for k, v in model.network.state_dict().items()}}
     with whole_file(path) as part:
-        try:
-            torch.save(content, part)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(error) from None
+        save_torch(content, part)
 
 
 def load_model(path: str | Path) -> Model:
@@ -70,7 +67,7 @@ def load_model(path: str | Path) -> Model:
         raise ScanError(f"{path}: no such file; "
                         "expected a model that `pointseg table1` or `train` wrote; check the path")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch(path)
         if content["format"] != FORMAT:
             raise ScanError(f"{path}: found model format {content['format']}, expected {FORMAT}; train it again")
         if content["axis"] not in AXES:

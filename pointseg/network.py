@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pointseg.files import ScanError, first_line
+from pointseg.files import ScanError, first_line, read_torch
 from pointseg.parallel import Part, all_sum, gathered, world_size
 
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -24,6 +24,18 @@ IMAGENET_MEAN, IMAGENET_STD = 0.449, 0.226  # of torchvision's inputs in 0..1, o
 STRIDE = 32  # of the deepest feature map: inputs are multiples of it
 
 
+_precision = {"mixed": True}  # of this process, as with torch's own settings of this kind
+
+
+def set_mixed_precision(on: bool) -> None:
+    """Off: float32 throughout, on every device."""
+    _precision["mixed"] = on
+
+
+def mixed_precision() -> bool:
+    return _precision["mixed"]
+
+
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -31,8 +43,9 @@ def device() -> torch.device:
 def autocast(where: torch.device) -> AbstractContextManager:
     """bfloat16 where the hardware has it: half the bytes, and the range of float32, so losses need no scaling."""
     if where.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_bf16_supported())
-    return torch.autocast("cpu", torch.bfloat16, enabled=where.type == "cpu" and cpu_has_bfloat16())
+        return torch.autocast("cuda", torch.bfloat16, enabled=mixed_precision() and torch.cuda.is_bf16_supported())
+    return torch.autocast("cpu", torch.bfloat16,
+                          enabled=mixed_precision() and where.type == "cpu" and cpu_has_bfloat16())
 
 
 def cpu_has_bfloat16() -> bool:
@@ -206,7 +219,7 @@ def load_imagenet(network: FCN8VGG16, path: str | Path | None = None) -> list[st
     source = path or IMAGENET_URL
     try:
         if path:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_torch(Path(path))
         else:
             state = torch.hub.load_state_dict_from_url(IMAGENET_URL, map_location="cpu", check_hash=True,
                                                        weights_only=True)

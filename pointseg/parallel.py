@@ -5,13 +5,18 @@ rank; `together` joins them.  The slices of a batch are divided among them (`par
 """
 
 import contextlib
+import multiprocessing
+import multiprocessing.connection
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+import numba
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -95,6 +100,65 @@ def from_main(make: Callable[[], T]) -> T:
     if isinstance(made[0], ScanError):
         raise ScanError(str(made[0])) if rank() else made[0]
     return made[0]
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def side_by_side(work: Callable[[str], None], names: Sequence[str], at_once: int) -> None:
+    """Call work(name) for each name, so many at a time, each in a process of its own, with a GPU of its own where there
+    is one.   work can be pickled.  Where one fails the others are stopped: what they have done is kept in their files.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU
+    waiting, places = list(names), list(range(at_once))
+    running: dict[int, tuple[multiprocessing.Process, str, int]] = {}
+    try:
+        while waiting or running:
+            while waiting and places:
+                name, place = waiting.pop(0), places.pop(0)
+                process = context.Process(target=_alone,
+                                          args=(work, name, place, min(at_once, len(names)), os.getpid()))
+                process.start()
+                running[process.sentinel] = process, name, place
+            for sentinel in multiprocessing.connection.wait(list(running)):
+                process, name, place = running.pop(sentinel)
+                process.join()
+                places.append(place)
+                if process.exitcode:
+                    how = f"exit status {process.exitcode}" if process.exitcode > 0 else f"signal {-process.exitcode}"
+                    raise ScanError(f"{name}: its process ended with {how}, expected 0; see what it said above, or "
+                                    "train fewer models --at-once; started again, the run goes on")
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+
+
+def _alone(work: Callable[[str], None], name: str, place: int, at_once: int, parent: int) -> None:
+    """One of several processes: it takes its share of the cores, a GPU, and does not outlive its parent."""
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place % torch.cuda.device_count())
+    take_cores(at_once)
+    try:
+        work(name)
+    except (ScanError, FloatingPointError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def take_cores(processes: int) -> None:
+    """This process is one of several: each takes its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
 
 
 @contextlib.contextmanager

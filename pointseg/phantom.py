@@ -10,6 +10,8 @@ around the masks of real scans, and `tests/test_phantom.py` holds the check that
 as low here as on real MR scans.
 """
 
+import hashlib
+import json
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +20,10 @@ from scipy import fft, ndimage
 from tqdm.auto import tqdm
 
 from pointseg.datasets import Case, write_manifest
+from pointseg.files import whole_file
 from pointseg.volume import CLASSES, Geometry, Volume, write_volume
+
+MADE = "made.json"  # how the scans of a folder were made
 
 
 @dataclass(frozen=True)
@@ -240,12 +245,25 @@ def make_phantom(seed: int, modality: str = "MR", spacing_mm: float = 1.0, seque
 
 def write_phantoms(folder: str | Path, count: int, seed: int = 0, modality: str = "MR", spacing_mm: float = 1.0,
                    sequence: str | None = "water") -> Path:
-    """A dataset folder of synthetic patients, one scan each, of one sequence, as from one hospital.   -> folder"""
+    """A dataset folder of synthetic patients, one scan each, of one sequence, as from one hospital.   -> folder
+
+    Scans that lie there already, made in the same way by the same code, stay as they are.
+    """
     folder, cases = Path(folder), []
+    how = {"seed": seed, "modality": modality, "spacing_mm": spacing_mm, "sequence": sequence,
+           "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+    known = folder / MADE
+    if not (known.is_file() and known.read_text() == json.dumps(how)):
+        for i in range(count):
+            for part in ("img", "vert"):
+                (folder / f"synthetic-{modality.lower()}" / f"{i:03d}_{part}.nii.gz").unlink(missing_ok=True)
+        with whole_file(known) as part:
+            part.write_text(json.dumps(how))
     for i in tqdm(range(count), "making synthetic scans", unit="scan"):
         source, case = f"synthetic-{modality.lower()}", f"{i:03d}"
         image, mask = (folder / source / f"{case}_{part}.nii.gz" for part in ("img", "vert"))
-        write_volume(image, make_phantom(1000 * seed + i, modality, spacing_mm, sequence), mask)
+        if not (image.is_file() and mask.is_file()):
+            write_volume(image, make_phantom(1000 * seed + i, modality, spacing_mm, sequence), mask)
         cases.append(Case(source, case, case, modality, image, mask, "vertebral bodies" if modality == "MR" else
                           "whole vertebrae", CLASSES[1:]))
     write_manifest(folder, cases)

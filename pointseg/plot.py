@@ -70,6 +70,19 @@ def overlay(ax: Axes, image: np.ndarray, labels: np.ndarray, spacing_mm: tuple[f
     ax.spines[:].set_visible(False)
 
 
+def pair(image: np.ndarray, labels: np.ndarray, truth: np.ndarray, zoom: int = 3) -> np.ndarray:
+    """A slice with its labels, and beside it with the true ones.   all (H, W) -> pixels (H', W', 3) uint8
+
+    Unlike `overlay` it takes no time worth speaking of, and draws transverse models' "vertebra" in L1's colour.
+    """
+    grey = np.repeat(image[..., None], 3, -1).astype(np.float32)
+    colours = np.zeros((256, 4), np.float32)
+    for k in range(1, len(CLASSES)):
+        colours[k] = *(255 * np.array(to_rgb(COLOURS[k - 1]))), 0.45
+    both = [grey * (1 - colours[x][..., 3:]) + colours[x][..., :3] * colours[x][..., 3:] for x in (labels, truth)]
+    return np.concatenate(both, 1).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+
+
 def three_planes(volume_image: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float],
                  title: str = "") -> Figure:
     """Transverse, coronal and sagittal plane through the labels' centre of mass, all in one scale.

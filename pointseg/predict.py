@@ -13,6 +13,7 @@ from torch import nn
 from pointseg.kernels import argmax_of_planes, confusion_matrix, reassemble, reassemble_labels
 from pointseg.metrics import weighted_dice
 from pointseg.network import for_inference
+from pointseg.parallel import all_sum, share
 from pointseg.preprocess import Prepared
 from pointseg.slices import AXES, cut_crops, input_size, tile_corners
 from pointseg.volume import BACKGROUND, UNLABELLED
@@ -93,8 +94,20 @@ def known_truth(mask: np.ndarray, num_classes: int) -> np.ndarray:
 
 def validation_score(network: nn.Module, scans: Sequence[Prepared], axis: str, input_px: int) -> float:
     """Dice_wi pooled over scans on the prepared grid, in the classes that the network has."""
-    total = 0
-    for scan in scans:
-        labels, num_classes = _labels_of_classes(network, scan, axis, input_px)
-        total = total + confusion_matrix(known_truth(scan.mask, num_classes), labels, num_classes)
-    return weighted_dice(total)
+    num_classes = network.config["num_classes"]
+    total = np.zeros((num_classes, num_classes), np.int64)
+    for scan in share(scans):  # of several processes each takes some, and all get the score of all
+        labels = predict_labels(network, scan, axis, input_px)
+        total += confusion_matrix(known_truth(scan.mask, num_classes), labels, num_classes)
+    return weighted_dice(all_sum(torch.from_numpy(total)).numpy())
+
+
+def predict_slice(network: nn.Module, scan: Prepared, axis: str, index: int, input_px: int) -> np.ndarray:
+    """The labels of a single slice, to look at.   -> (H, W) uint8"""
+    number = AXES[axis]
+    shape = tuple(np.delete(scan.image.shape, number))
+    size = input_size([shape], input_px)
+    corners = tile_corners(shape, size)
+    crops = cut_crops(scan, number, index, corners, size)
+    logits = for_inference(network)(torch.from_numpy(crops)).cpu().contiguous().numpy()
+    return reassemble_labels(logits[None], np.array(corners), shape)[0]

@@ -32,6 +32,11 @@ class Prepared:
     def shape(self) -> tuple[int, int, int]:
         return self.image.shape
 
+    @property
+    def truth(self) -> np.ndarray:
+        """The mask as `slices.Labelled` takes it."""
+        return self.mask
+
     def planes(self, axis: int) -> np.ndarray:
         """Its slices along an axis one after the other in memory, (slices, H, W)."""
         return np.ascontiguousarray(np.moveaxis(self.image, axis, 0))

@@ -4,18 +4,20 @@ prepare -> points -> three weak models -> pseudo masks -> final model; beside it
 Every stage is a function, so that a notebook can run them one by one.
 """
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pointseg.datasets import CENTROIDS, Case, Split, cases_with_levels, published_split, split_cases
-from pointseg.evaluate import evaluate, one_hot
+from pointseg.cache import VolumeFile, code_hash, hash_of_case, influential_modules, prepared_case
+from pointseg.checkpoint import Checkpoints
+from pointseg.datasets import CENTROIDS, PARTS, Case, Split, cases_with_levels, published_split, split_cases
+from pointseg.evaluate import Evaluation, merged, one_hot, score_case
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.losses import (
@@ -24,22 +26,27 @@ from pointseg.losses import (
     consistency_term,
     extent_term,
     moved_point_term,
+    point_loss,
     point_term,
     separation_term,
 )
 from pointseg.metrics import weighted_dice
 from pointseg.model import Model
-from pointseg.network import device
+from pointseg.network import device, mixed_precision
+from pointseg.parallel import barrier, rank, share, side_by_side, world_size
 from pointseg.points import Points, grow_points, mean_further_points, sample_points
-from pointseg.predict import validation_score
+from pointseg.predict import predict_slice, validation_score
 from pointseg.preprocess import Prepared, prepare
 from pointseg.profiles import EXTENT_RADIUS_MM, Profile
 from pointseg.report import Table
+from pointseg.runs import Run
 from pointseg.slices import AXES, Labelled, SliceDataset
 from pointseg.train import History, Schedule, fit
 from pointseg.volume import CLASSES, UNLABELLED, ScanError
 
-DENOISE, EROSION = (0, 1, 2), (0, 1, 2)  # the smoothing iterations to choose from
+SMOOTHINGS = [(denoise, erosion) for denoise in (0, 1, 2) for erosion in (0, 1, 2)]  # iterations to choose from
+INDEPENDENT = (*AXES, "reference")  # models that wait for no other
+MODELS = (*AXES, "result", "reference")
 
 
 @dataclass(frozen=True)
@@ -51,13 +58,53 @@ class Scans:
     test: list[Prepared]
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a run may use, which does not change its result."""
+
+    cache: Path | None = None  # folder for prepared scans; None: they are in memory
+    workers: int = 0  # processes that make batches; 0: the training's own
+    micro_batch: int | None = None  # slices at a time, where a batch does not fit into memory
+    at_once: int = 1  # models trained side by side
+
+
+HERE = Machine()  # everything in memory, in this process
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is asked to do."""
+
+    cases: tuple[Case, ...]
+    profile: Profile
+    seed: int
+    terms: str
+    published: bool
+    machine: Machine
+    two_classes: bool = False
+
+    @cached_property
+    def split(self) -> Split:
+        return split_without_flaws(self.cases, self.seed, self.published, self.two_classes)
+
+
+def identity_of(plan: Plan) -> dict:
+    """All that a run's result depends on: its arguments, its data and its code."""
+    cases = [c for part in (plan.split.train, plan.split.validation, plan.split.test) for c in part]
+    return {"profile": asdict(plan.profile) | {"imagenet_file": str(plan.profile.imagenet_file)}, "seed": plan.seed,
+            "terms": plan.terms, "published split": plan.published, "split": names_of(plan.split),
+            "data": {case.name: hash_of_case(case) for case in cases},
+            "device": device().type, "mixed precision": mixed_precision(), "torch": torch.__version__,
+            "code": code_hash(influential_modules())}
+
+
 def split_without_flaws(cases: Sequence[Case], seed: int, published: bool = False, two_classes: bool = False) -> Split:
     """Leave out cases with a known flaw, saying so, and split the others by patient, or as their sources publish it.
 
     Cases whose vertebrae have no level are left out too, except where two classes are asked for.
     """
     flawed = [c for c in cases if c.flaw]
-    if flawed:
+    if flawed and rank() == 0:
         print(f"{len(flawed)} of {len(cases)} cases have a known flaw and are left out: "
               + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
     usable = [c for c in cases if not c.flaw]
@@ -71,19 +118,29 @@ def names_of(split: Split) -> dict[str, list[str]]:
     return {part: [c.name for c in getattr(split, part)] for part in ("train", "validation", "test")}
 
 
-def prepare_split(split: Split, profile: Profile) -> Scans:
-    """Read and prepare all cases of a split."""
-    bar = tqdm(total=len(split.train) + len(split.validation) + len(split.test), desc="preparing", unit="scan")
+def prepare_split(split: Split, profile: Profile, cache: Path | None = None) -> Scans:
+    """Read and prepare all cases of a split.
+
+    cache: folder where they lie prepared, or are put, to be read from there; None: they are prepared into memory.  Of
+    several processes each prepares some.
+    """
+    parts = [list(getattr(split, part)) for part in PARTS]
+    bar = tqdm(total=sum(map(len, parts)), desc="preparing", unit="scan", disable=rank() > 0)
 
     def prepare_all(cases: Sequence[Case]) -> list[Prepared]:
         scans = []
         for case in cases:
-            scans.append(prepare(case.read(), profile.grid_mm))
+            scans.append(prepare(case.read(), profile.grid_mm) if cache is None else
+                         prepared_case(case, profile.grid_mm, cache))
             bar.update()
         return scans
 
     with bar:
-        return Scans(prepare_all(split.train), prepare_all(split.validation), prepare_all(split.test))
+        if cache is not None and world_size() > 1:
+            for case in share(sum(parts, [])):
+                prepared_case(case, profile.grid_mm, cache)
+            barrier()
+        return Scans(*map(prepare_all, parts))
 
 
 def draw_points(scans: Sequence[Prepared], seed: int) -> list[Labelled]:
@@ -113,33 +170,40 @@ def point_weights(points: Sequence[Labelled], validation: Sequence[Prepared], nu
 
 def full_loss(step: Step) -> Tensor:
     """Cross-entropy with full labels; only padding is left out.   For the final model and the reference."""
-    return F.cross_entropy(step.logits, step.labels.long(), ignore_index=UNLABELLED)
+    return point_loss(step.logits, step.labels, None, step.labelled)
 
 
 def train_weak(points: Sequence[Labelled], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
-               terms: Sequence[tuple[float, Term]], split: dict[str, list[str]]) -> tuple[Model, History]:
+               terms: Sequence[tuple[float, Term]], split: dict[str, list[str]], keeper: Checkpoints | None = None,
+               machine: Machine = HERE) -> tuple[Model, History]:
     """Train a model along one axis from points: two classes on transverse slices, else six."""
     num_classes = 2 if axis == "transverse" else len(CLASSES)
     dataset = SliceDataset(points, axis, num_classes, profile.input_px, profile.augmentation, seed, sparse=True,
                            radius_mm=EXTENT_RADIUS_MM)
     weights = point_weights(points, validation, num_classes, profile.point_weighting)
-    return _train(dataset, validation, axis, profile, seed, profile.weak, terms, split, f"{axis}, points", weights)
+    return _train(dataset, validation, axis, profile, seed, profile.weak, terms, split, f"{axis}, points", keeper,
+                  machine, weights)
 
 
 def train_full(labelled: Sequence[Labelled], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
-               split: dict[str, list[str]], name: str) -> tuple[Model, History]:
+               split: dict[str, list[str]], name: str, keeper: Checkpoints | None = None,
+               machine: Machine = HERE) -> tuple[Model, History]:
     """Train a model along one axis from label volumes: pseudo masks, or true ones for the reference."""
     num_classes = 2 if axis == "transverse" else len(CLASSES)
     dataset = SliceDataset(labelled, axis, num_classes, profile.input_px, profile.augmentation, seed)
-    return _train(dataset, validation, axis, profile, seed, profile.full, [(1.0, full_loss)], split, name)
+    return _train(dataset, validation, axis, profile, seed, profile.full, [(1.0, full_loss)], split, name, keeper,
+                  machine)
 
 
 def _train(dataset: SliceDataset, validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
            schedule: Schedule, terms: Sequence[tuple[float, Term]], split: dict[str, list[str]], name: str,
-           class_weights: Tensor | None = None) -> tuple[Model, History]:
+           keeper: Checkpoints | None, machine: Machine, class_weights: Tensor | None = None) -> tuple[Model, History]:
     network = profile.network(dataset.num_classes, seed).to(device())
+    if keeper:
+        keeper.picture = partial(picture_of, scan=validation[0], axis=axis, input_px=profile.input_px)
     history = fit(network, dataset, terms, schedule,
-                  lambda n: validation_score(n, validation, axis, profile.input_px), seed, name, class_weights)
+                  lambda n: validation_score(n, validation, axis, profile.input_px), seed, name, class_weights, keeper,
+                  machine.workers, machine.micro_batch)
     modalities = tuple(sorted({scan.modality for scan in dataset.scans} - {""}))
     return Model(network.eval(), axis, profile.grid_mm, profile.input_px, profile.name, seed, split,
                  modalities), history
@@ -162,76 +226,147 @@ def hard_predictions(models: dict[str, Model], scan: Prepared) -> dict[str, np.n
 
 def choose_smoothing(predictions: Sequence[dict[str, np.ndarray]], scans: Sequence[Prepared]) -> tuple[int, int]:
     """The denoise and erosion iterations with the best Dice_wi on the validation scans; the fewer of equals."""
-    def score(denoise: int, erosion: int) -> float:
-        return weighted_dice(sum(confusion_matrix(scan.mask, pseudo_mask(**p, denoise=denoise, erosion=erosion),
-                                                  len(CLASSES)) for p, scan in zip(predictions, scans, strict=True)))
-    return max(((d, e) for d in DENOISE for e in EROSION), key=lambda pair: score(*pair))
+    return best_smoothing([smoothing_counts(p, scan) for p, scan in zip(predictions, scans, strict=True)])
 
 
-def fuse_all(weak: dict[str, Model], scans: Sequence[Prepared], smoothing: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Pseudo masks (z, y, x) uint8 by scan name.   smoothing: denoise and erosion iterations."""
-    return {scan.name: pseudo_mask(**hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1])
+def smoothing_counts(predictions: dict[str, np.ndarray], scan: Prepared) -> np.ndarray:
+    """Of one scan the confusion matrix of the pseudo mask for each choice.   -> (choices, K, K)"""
+    return np.stack([confusion_matrix(scan.mask, pseudo_mask(**predictions, denoise=d, erosion=e), len(CLASSES))
+                     for d, e in SMOOTHINGS])
+
+
+def best_smoothing(counts: Sequence[np.ndarray]) -> tuple[int, int]:
+    """`choose_smoothing`, from the counts of each scan."""
+    return max(zip(SMOOTHINGS, sum(counts), strict=True), key=lambda choice: weighted_dice(choice[1]))[0]
+
+
+def picture_of(network: nn.Module, scan: Prepared, axis: str, input_px: int) -> np.ndarray:
+    """The middle slice of a scan's vertebrae: what the network sees there, beside the truth.   -> (H, W, 3) uint8"""
+    from pointseg.plot import centre_of, pair
+
+    at = centre_of(scan.mask)[AXES[axis]]
+    labels = predict_slice(network, scan, axis, at, input_px)
+    return pair(scan.image.take(at, AXES[axis]), labels, scan.mask.take(at, AXES[axis]))
+
+
+def fuse_all(weak: dict[str, Model], scans: Sequence[Prepared], smoothing: tuple[int, int],
+             kept: Run | None = None) -> dict[str, np.ndarray | VolumeFile]:
+    """Pseudo masks (z, y, x) uint8 by scan name.   smoothing: denoise and erosion iterations; kept: the run they are a
+    part of, whose folder then holds them."""
+    kept = kept or Run()
+    return {scan.name: kept.volume(f"pseudo/{scan.name}", lambda scan=scan: pseudo_mask(
+                **hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1]))
             for scan in tqdm(scans, "fusing pseudo masks", unit="scan")}
 
 
 def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | None = None, data: str = "",
-        on_model: Callable[[str, Model], None] = lambda name, model: None, published: bool = False) -> Table:
+        published: bool = False, out: Path | None = None, machine: Machine = HERE, restart: bool = False) -> Table:
     """The whole procedure on the cases of a dataset folder.
 
-    terms: letters, where not given the profile's.  on_model is handed each model as soon as it is trained, to save it.
-    published: split as the sources do, not by the seed.
+    terms: letters, where not given the profile's.  published: split as the sources do, not by the seed.  out: folder
+    for the models, and for all that it takes to go on after an end at any moment; restart: begin anew there.
     """
-    start = time.monotonic()
-    terms = profile.terms if terms is None else terms
-    weak_terms = terms_named(terms, profile)
-    split = split_without_flaws(cases, seed, published)
-    if not any(c.mask_extent != CENTROIDS for c in split.test):
+    plan = Plan(tuple(cases), profile, seed, profile.terms if terms is None else terms, published, machine)
+    if not any(c.mask_extent != CENTROIDS for c in plan.split.test):
         raise ScanError("found no mask among the test scans, only centroids, expected some to score by; add a source "
                         "with masks, or train and evaluate a model")
-    names = names_of(split)
-    print(", ".join(f"{len(part)} {name}" for name, part in names.items()) + " scans")
-    scans = prepare_split(split, profile)
-    points = draw_points(scans.train, seed)
+    print(", ".join(f"{len(part)} {name}" for name, part in names_of(plan.split).items()) + " scans")
+    if out is None:
+        return _run(plan, Run(), None, data)
+    with Run.begin(out / "training", lambda: {"command": "table1"} | identity_of(plan), restart) as kept:
+        return _run(plan, kept, out, data)
 
+
+def _run(plan: Plan, kept: Run, out: Path | None, data: str) -> Table:
+    split, profile, seed, names = plan.split, plan.profile, plan.seed, names_of(plan.split)
+    scans = prepare_split(split, profile, plan.machine.cache)
+    points = draw_points(scans.train, seed)
+    paths = {name: out and out / f"{name}.pt" for name in MODELS}
+    if out and plan.machine.at_once > 1:
+        waiting = [name for name in INDEPENDENT if not kept.is_trained(name, paths[name])]
+        side_by_side(partial(_train_alone, plan, kept.folder, paths), waiting, plan.machine.at_once)
     models, histories = {}, {}
     for axis in AXES:
-        models[axis], histories[axis] = train_weak(points, scans.validation, axis, profile, seed, weak_terms, names)
-        on_model(axis, models[axis])
+        models[axis], histories[axis] = kept.trained(axis, paths[axis], partial(_weak, plan, scans, points, axis))
     weak = dict(models)
-    predictions = [hard_predictions(weak, scan) for scan in tqdm(scans.validation, "choosing smoothing", unit="scan")]
-    smoothing = choose_smoothing(predictions, scans.validation)
-    pseudo = fuse_all(weak, scans.train + scans.test, smoothing)
-    for name, masks in (("result", pseudo), ("reference", {scan.name: scan.mask for scan in scans.train})):
-        labelled = [Labelled(scan, masks[scan.name]) for scan in scans.train]
-        models[name], histories[name] = train_full(labelled, scans.validation, "sagittal", profile, seed, names, name)
-        on_model(name, models[name])
+    counts = [np.array(kept.remember(f"smoothing/{scan.name}", lambda scan=scan: smoothing_counts(
+                  hard_predictions(weak, scan), scan).tolist()))
+              for scan in tqdm(scans.validation, "choosing smoothing", unit="scan")]
+    smoothing = best_smoothing(counts)
+    pseudo = fuse_all(weak, scans.train + scans.test, smoothing, kept)
+    for name, masks in (("result", [pseudo[scan.name] for scan in scans.train]), ("reference", None)):
+        models[name], histories[name] = kept.trained(name, paths[name], partial(_full, plan, scans, name, masks))
 
-    test_points = {p.scan.name: p.labels for p in draw_points(scans.test, seed)}
+    test_points = {p.scan.name: p for p in draw_points(scans.test, seed)}
     others = {  # hard labels, from the weak models' vote and without any learning
-        "pseudo_mask": lambda scan: pseudo[scan.name],
-        "watershed": lambda scan: grow_points(scan.image, test_points[scan.name], scan.spacing_mm)}
-    scores = evaluate({name: model.probabilities for name, model in models.items()}
-                      | {name: lambda scan, f=f: one_hot(f(scan), len(CLASSES)) for name, f in others.items()},
-                      models["result"].prepare, split.test)
-    scores |= evaluate({"pseudo_mask_train": lambda scan: one_hot(pseudo[scan.name], len(CLASSES))},
-                       models["result"].prepare, split.train)
+        "pseudo_mask": lambda scan: np.asarray(pseudo[scan.name]),
+        "watershed": lambda scan: grow_points(scan.image, test_points[scan.name].labels, scan.spacing_mm)}
+    of_test = {name: model.probabilities for name, model in models.items()} | {
+        name: lambda scan, f=f: one_hot(f(scan), len(CLASSES)) for name, f in others.items()}
+    of_training = {"pseudo_mask_train": lambda scan: one_hot(np.asarray(pseudo[scan.name]), len(CLASSES))}
+
+    def score(scores_of: dict, case: Case) -> dict[str, Evaluation]:
+        content = kept.remember(f"scores/{case.name}", lambda: {
+            name: e.to_json() for name, e in score_case(scores_of, models["result"].prepare, case).items()})
+        return {name: Evaluation.from_json(e) for name, e in content.items()}
+
+    scores = merged(score(functions, case) for functions, part in ((of_test, split.test), (of_training, split.train))
+                    for case in tqdm(part, "scoring", unit="scan"))
     example = next(s for s, c in zip(scans.test, split.test, strict=True) if c.mask_extent != CENTROIDS)
-    stages = {"points": test_points[example.name]} | hard_predictions(weak, example)
-    stages |= {"pseudo mask": pseudo[example.name]}
+    stages = {"points": test_points[example.name].labels} | hard_predictions(weak, example)
+    stages |= {"pseudo mask": np.asarray(pseudo[example.name])}
     stages |= hard_predictions({name: models[name] for name in ("result", "reference")}, example)
     further_points = float(np.mean([mean_further_points(p.labels) for p in points]))
-    return Table(scores, histories, names, smoothing, further_points, time.monotonic() - start, seed, profile.name,
-                 terms, data, example, stages | {"truth": example.mask})
+    return Table(scores, histories, names, smoothing, further_points, kept.seconds, seed, profile.name, plan.terms,
+                 data, example, stages | {"truth": example.mask})
+
+
+def _weak(plan: Plan, scans: Scans, points: Sequence[Labelled], axis: str,
+          keeper: Checkpoints | None) -> tuple[Model, History]:
+    return train_weak(points, scans.validation, axis, plan.profile, plan.seed, terms_named(plan.terms, plan.profile),
+                      names_of(plan.split), keeper, plan.machine)
+
+
+def _full(plan: Plan, scans: Scans, name: str, masks: Sequence[np.ndarray | VolumeFile] | None,
+          keeper: Checkpoints | None) -> tuple[Model, History]:
+    """masks: of the training scans; None: their true ones."""
+    labelled = [Labelled(scan, scan.truth if masks is None else masks[i]) for i, scan in enumerate(scans.train)]
+    return train_full(labelled, scans.validation, "sagittal", plan.profile, plan.seed, names_of(plan.split), name,
+                      keeper, plan.machine)
+
+
+def _train_alone(plan: Plan, folder: Path, paths: dict[str, Path], name: str) -> None:
+    """One of the independent models, in a process of its own."""
+    scans = prepare_split(plan.split, plan.profile, plan.machine.cache)
+    train = partial(_full, plan, scans, name, None) if name == "reference" else partial(
+        _weak, plan, scans, draw_points(scans.train, plan.seed), name)
+    Run(folder).trained(name, paths[name], train)
 
 
 def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Profile, seed: int,
-              terms: str | None = None, published: bool = False) -> tuple[Model, History]:
-    """One model along one axis, from points or from masks, on the split that `run` would use."""
-    weak_terms = terms_named(profile.terms if terms is None else terms, profile)
-    split = split_without_flaws(cases, seed, published, two_classes=axis == "transverse")
-    scans = prepare_split(split, profile)
-    if from_points:
-        return train_weak(draw_points(scans.train, seed), scans.validation, axis, profile, seed, weak_terms,
-                          names_of(split))
-    labelled = [Labelled(scan, scan.mask) for scan in scans.train]
-    return train_full(labelled, scans.validation, axis, profile, seed, names_of(split), f"{axis}, masks")
+              terms: str | None = None, published: bool = False, path: Path | None = None,
+              machine: Machine = HERE, restart: bool = False) -> tuple[Model, History]:
+    """One model along one axis, from points or from masks, on the split that `run` would use.
+
+    path: of the model; beside it PATH-training then holds all that it takes to go on after an end at any moment.
+    """
+    plan = Plan(tuple(cases), profile, seed, profile.terms if terms is None else terms, published, machine,
+                two_classes=axis == "transverse")
+
+    def train(keeper: Checkpoints | None) -> tuple[Model, History]:
+        scans = prepare_split(plan.split, profile, machine.cache)
+        if from_points:
+            return _weak(plan, scans, draw_points(scans.train, seed), axis, keeper)
+        labelled = [Labelled(scan, scan.truth) for scan in scans.train]
+        return train_full(labelled, scans.validation, axis, profile, seed, names_of(plan.split), f"{axis}, masks",
+                          keeper, machine)
+
+    if path is None:
+        return train(None)
+    folder = path.with_name(f"{path.stem}-training")
+
+
+    def identity() -> dict:
+        return {"command": "train", "axis": axis, "labels": "points" if from_points else "masks"} | identity_of(plan)
+    with Run.begin(folder, identity, restart) as kept:
+        return kept.trained("", path, train)

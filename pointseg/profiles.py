@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from pointseg.network import FCN8VGG16, FULLY_CONNECTED, load_imagenet
+from pointseg.parallel import rank
 from pointseg.slices import Augmentation
 from pointseg.train import Schedule
 
@@ -35,8 +36,9 @@ class Profile:
     def network(self, num_classes: int, seed: int) -> FCN8VGG16:
         """A fresh network; its first weights depend on the seed alone, and on ImageNet's where the profile says so."""
         torch.manual_seed(seed)
+        # Of several processes the first reads ImageNet's weights: the others get theirs from it when training begins.
         network = FCN8VGG16(num_classes, self.width, self.batch_norm, self.finest_pool, self.hidden)
-        missing = load_imagenet(network, self.imagenet_file) if self.imagenet else []
+        missing = load_imagenet(network, self.imagenet_file) if self.imagenet and rank() == 0 else []
         if missing:
             print(f"not among the ImageNet weights, so started at random: {', '.join(missing)}")
         return network
@@ -66,4 +68,4 @@ THESIS = Profile(
     imagenet=True, point_weighting=0.0, terms="PCES", term_weights={"P": 1.0, "C": 1.0, "E": 1.0, "S": 1.0},
     weak=THESIS_SCHEDULE, full=THESIS_SCHEDULE, augmentation=AUGMENTATION)
 
-PROFILES = {p.name: p for p in (CLASSROOM, THESIS)}
+PROFILES = {p.name: p for p in (CLASSROOM, LESSON, THESIS)}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from pointseg.volume import CLASSES
 THESIS_TABLE = {"transverse": 0.51, "coronal": 0.41, "sagittal": 0.34, "pseudo_mask": 0.48, "result": 0.55,
                 "reference": 0.76}  # Dice_wi, thesis Table 1
 THESIS_RATIO = 0.72
+ROWS = (("reference (full masks)", "reference"), ("weak model, transverse (2 classes)", "transverse"),
+        ("weak model, coronal", "coronal"), ("weak model, sagittal", "sagittal"),
+        ("pseudo mask, test scans", "pseudo_mask"), ("pseudo mask, training scans", "pseudo_mask_train"),
+        ("result (points only)", "result"), ("points of the test scans, watershed", "watershed"))
 
 
 @dataclass
@@ -60,14 +65,10 @@ class Table:
 
     def __str__(self) -> str:
         """The table as text, beside the thesis's."""
-        rows = (("reference (full masks)", "reference"), ("weak model, transverse (2 classes)", "transverse"),
-                ("weak model, coronal", "coronal"), ("weak model, sagittal", "sagittal"),
-                ("pseudo mask, test scans", "pseudo_mask"), ("pseudo mask, training scans", "pseudo_mask_train"),
-                ("result (points only)", "result"), ("points of the test scans, watershed", "watershed"))
         lines = [f"Dice_wi on {len(self.split['test'])} test scans: {self.data}, profile {self.profile}, "
                  f"terms {self.terms}, seed {self.seed}",
                  f"{'':<36}{'own grid':>10}{'prepared':>10}{'thesis':>10}"]
-        for title, name in rows:
+        for title, name in ROWS:
             if name not in self.scores:  # a notebook may leave out what it does not ask
                 continue
             e, thesis = self.scores[name], THESIS_TABLE.get(name)
@@ -81,6 +82,46 @@ class Table:
         if self.histories["reference"].still_improving:
             lines.append("note: the reference still improved when its training ended: the ratio flatters the result")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The same table with several seeds: the mean of each score, and how far the seeds spread."""
+
+    tables: Sequence[Table]
+
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """Dice_wi of each row, and the ratio, by seed."""
+        names = self.tables[0].scores
+        return {name: np.array([t.scores[name].dice_wi for t in self.tables]) for name in names} | {
+            "ratio": np.array([t.ratio for t in self.tables])}
+
+    def as_dict(self) -> dict:
+        """The content of table1.json."""
+        return {"seeds": [t.seed for t in self.tables],
+                "mean": {name: number(x.mean()) for name, x in self.values.items()},
+                "spread": {name: number(x.std(ddof=1)) for name, x in self.values.items()},
+                "tables": [t.as_dict() for t in self.tables]}
+
+    def __str__(self) -> str:
+        first, values = self.tables[0], self.values
+        lines = [f"Dice_wi on test scans with {len(self.tables)} seeds: {first.data}, profile {first.profile}, terms "
+                 f"{first.terms}", f"{'':<36}{'mean':>8}{'spread':>8}   " + "".join(f"{f'seed {t.seed}':>9}"
+                                                                                 for t in self.tables)]
+        for title, name in ROWS:
+            x = values[name]
+            lines.append(f"{title:<36}{x.mean():>8.2f}{x.std(ddof=1):>8.2f}   " + "".join(f"{v:>9.2f}" for v in x))
+        x = values["ratio"]
+        lines.append(f"{'result / reference':<36}{x.mean():>8.0%}{x.std(ddof=1):>8.0%}   "
+                     + "".join(f"{v:>9.0%}" for v in x))
+        lines.append("spread: standard deviation over seeds, which decide split, points, first weights and order")
+        return "\n".join(lines)
+
+
+def write_repeated(repeated: Repeated, out: Path) -> None:
+    """table1.json, into a folder."""
+    write_json(out / "table1.json", repeated.as_dict())
 
 
 def write_table(table: Table, out: Path) -> None:

@@ -96,11 +96,11 @@ class Place:
 class Keeper(Protocol):
     """What `fit` asks of whoever keeps a training's state on disk; see `checkpoint.Checkpoints`."""
 
-    def due(self, least_s: float | None = None) -> bool: ...
+    def due(self, least_s: float = ...) -> bool: ...
 
     def write(self, state: dict) -> None: ...
 
-    def read(self) -> dict | None: ...
+    def read(self, fits: Callable[[dict], None]) -> dict | None: ...
 
     def show(self, history: History, network: nn.Module) -> None: ...
 
@@ -166,7 +166,7 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
     class_weights = None if class_weights is None else class_weights.to(where)
     place, history, best_weights, before_s = Place(micro_batch=micro_batch), History(), None, 0.0
     values: dict[str, list[Tensor]] = {}  # of the steps of this round
-    if state := from_main(keeper.read) if keeper else None:
+    if state := from_main(lambda: keeper.read(lambda s: _check_fits(s, network))) if keeper else None:
         place, history = Place(**state["place"]), History.from_dict(state["history"])
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
@@ -188,8 +188,8 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
                 "values": {key: torch.stack(of_steps) for key, of_steps in values.items()},
                 "seconds": before_s + time.monotonic() - start, "generator": _generator_state(where)}
 
-    def keep(least_s: float | None = None) -> None:
-        if keeper and rank() == 0 and keeper.due(least_s):
+    def keep(**least) -> None:
+        if keeper and rank() == 0 and keeper.due(**least):
             keeper.write(state_now())
 
     bar = tqdm(total=sum(schedule.rounds) * schedule.round_steps, desc=name, unit="step", mininterval=1,
@@ -211,7 +211,7 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
                 values.setdefault(key, []).append(value)
             place.step += 1
             keep()
-        keep(1.0)  # before a validation, which may take as long
+        keep(least_s=1.0)  # before a validation, which may take as long as many steps
         losses = {key: float(torch.stack(of_steps).mean()) for key, of_steps in values.items()}
         if not np.isfinite(losses["total"]):
             raise FloatingPointError(f"{name}: the loss is {losses['total']} after {place.step} steps; "
@@ -236,7 +236,7 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
             place.rounds = schedule.rounds[place.stage]
         if keeper and rank() == 0:
             keeper.show(history, network)
-            keep(1.0)
+            keep(least_s=1.0)
     bar.close()
     if best_weights is not None:
         network.load_state_dict(best_weights)
@@ -326,6 +326,23 @@ def _distributed(network: nn.Module) -> DistributedDataParallel:
     with warnings.catch_warnings():  # of the option's newer name, which older versions do not know
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(network, broadcast_buffers=False)  # they are the same in all processes
+
+
+def _check_fits(state: dict, network: nn.Module) -> None:
+    """Raise where a stored state is not one of this network's training."""
+    own = {name: (x.shape, x.dtype) for name, x in network.state_dict().items()}
+    for part in ("network", "best_weights"):
+        weights = state[part]
+        if weights is not None and {name: (x.shape, x.dtype) for name, x in weights.items()} != own:
+            raise ValueError(f"its {part.replace('_', ' ')} are of another network")
+    shapes, moments = [p.shape for p in network.parameters()], state["optimizer"]["state"]
+    if any(m[key].shape != shapes[i] for i, m in moments.items() for key in ("exp_avg", "exp_avg_sq")):
+        raise ValueError("its optimizer is of another network")
+    place, history = Place(**state["place"]), History.from_dict(state["history"])
+    if not (len(history.rounds) <= place.step and place.stage >= 0 and state["seconds"] >= 0):
+        raise ValueError("its place is impossible")
+    if state["generator"].dtype != torch.uint8 or not isinstance(state["values"], dict):
+        raise ValueError("its random numbers or losses are missing")
 
 
 def _as_it_is(batch: Batch) -> Batch:
