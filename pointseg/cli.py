@@ -54,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
                    help="folder for everything that is written (default out/table1)")
 
     p = command("train", train, "train one model along one axis", "Train one model along one axis on the training "
-                "cases of a dataset folder, from points drawn from the masks or from the masks themselves. Broken off at "
-                "any moment and started again with the same arguments, it goes on where it was. Under torchrun several "
-                "processes share each batch and the scans to validate on.")
+                "cases of a dataset folder, from points drawn from the masks or from the masks themselves. Broken off "
+                "at any moment and started again with the same arguments, it goes on where it was. Under torchrun "
+                "several processes share each batch and the scans to validate on.")
     data_options(p)
     p.add_argument("--axis", choices=("transverse", "coronal", "sagittal"), default="sagittal",
                    help="cut the scans along this axis (default sagittal); transverse models know 2 classes, others 6")
@@ -124,8 +124,8 @@ def data_options(p: argparse.ArgumentParser, required: bool = True) -> None:
 
 def training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", choices=("classroom", "lesson", "thesis"), default="classroom",
-                   help="classroom (default): two CPU cores, minutes; lesson: the notebooks', coarser and shorter; thesis: a "
-                   "CUDA GPU, hours")
+                   help="classroom (default): two CPU cores, minutes; lesson: the notebooks', coarser and shorter; "
+                   "thesis: a CUDA GPU, hours")
     p.add_argument("--terms", help="loss terms of the models that learn from points: P point, C consistency, E extent, "
                    "S separation (default: the profile's, classroom P, thesis PCES)")
     p.add_argument("--imagenet", metavar="FILE", help="thesis profile: VGG16's ImageNet weights, or none to train from "

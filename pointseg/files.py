@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -141,6 +141,30 @@ def read_torch(path: Path) -> object:
 
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as whole:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in whole.infolist()):
+                raise Damaged("parts of it are compressed, which torch does not do")
             if wrong := whole.testzip():
                 raise Damaged(f"the checksum of {wrong} is wrong")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_tensors(found: Mapping, expected: Mapping, size_bytes: float = float("inf")) -> None:
+    """Refuse (Damaged) parameters that are not those of a network, by name, or not numbers.
+
+    expected: the network's own, by name; they may be on the `meta` device, so that a file cannot make us build a giant.
+    size_bytes: of the file, which cannot hold more.
+    """
+    import torch
+
+    if not isinstance(found, Mapping) or found.keys() != expected.keys():
+        raise Damaged("its parameters have other names")
+    for name, value in found.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            raise Damaged(f"{name} is no array of numbers")
+        if (value.shape, value.dtype) != (expected[name].shape, expected[name].dtype):
+            raise Damaged(f"{name} is {tuple(value.shape)} {value.dtype}, expected {tuple(expected[name].shape)} "
+                          f"{expected[name].dtype}")
+    if sum(x.numel() * x.element_size() for x in found.values()) > size_bytes:
+        raise Damaged("its parameters are larger than the file")
+    if broken := [name for name, x in found.items() if not torch.isfinite(x).all()]:
+        raise Damaged(f"{broken[0]} holds values that are not finite")

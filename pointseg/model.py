@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pointseg.files import first_line, read_torch, save_torch, whole_file
+from pointseg.files import check_tensors, first_line, read_torch, save_torch, whole_file
 from pointseg.network import FCN8VGG16, device
 from pointseg.predict import predict, predict_labels, segment
 from pointseg.preprocess import Prepared, prepare
@@ -73,8 +73,11 @@ def load_model(path: str | Path) -> Model:
         if content["axis"] not in AXES:
             raise ScanError(f"{path}: found axis {content['axis']!r}, expected one of {', '.join(AXES)}; "
                             "train it again")
-        network = FCN8VGG16(**content["architecture"])
-        network.load_state_dict(content["weights"])
+        with torch.device("meta"):  # without memory, until it is known that the file's weights fit
+            network = FCN8VGG16(**content["architecture"])
+        check_tensors(content["weights"], network.state_dict(), path.stat().st_size)
+        network.load_state_dict(content["weights"], assign=True)
+        network.requires_grad_(True)
         model = Model(network.to(device(), memory_format=torch.channels_last).eval(), content["axis"],
                       content["grid_mm"], content["input_px"], content["profile"], content["seed"], content["split"],
                       tuple(content.get("modalities", ())))

@@ -16,7 +16,7 @@ from pointseg.network import for_inference
 from pointseg.parallel import all_sum, share
 from pointseg.preprocess import Prepared
 from pointseg.slices import AXES, cut_crops, input_size, tile_corners
-from pointseg.volume import BACKGROUND, UNLABELLED
+from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED
 
 BATCH_PX = 8 * 192 * 192  # pixels that the network sees at once: what a laptop has room for
 
@@ -94,11 +94,10 @@ def known_truth(mask: np.ndarray, num_classes: int) -> np.ndarray:
 
 def validation_score(network: nn.Module, scans: Sequence[Prepared], axis: str, input_px: int) -> float:
     """Dice_wi pooled over scans on the prepared grid, in the classes that the network has."""
-    num_classes = network.config["num_classes"]
-    total = np.zeros((num_classes, num_classes), np.int64)
+    total = np.zeros((len(CLASSES), len(CLASSES)), np.int64)  # classes that a network does not have count for nothing
     for scan in share(scans):  # of several processes each takes some, and all get the score of all
-        labels = predict_labels(network, scan, axis, input_px)
-        total += confusion_matrix(known_truth(scan.mask, num_classes), labels, num_classes)
+        labels, k = _labels_of_classes(network, scan, axis, input_px)
+        total[:k, :k] += confusion_matrix(known_truth(scan.mask, k), labels, k)
     return weighted_dice(all_sum(torch.from_numpy(total)).numpy())
 
 

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pointseg.files import ScanError, first_line
+from pointseg.files import Damaged, ScanError, check_tensors, first_line
 from pointseg.losses import Move, Step, Term, labelled_weight, weighted_total
 from pointseg.network import BatchDropout, BatchNorm, autocast
 from pointseg.parallel import Part, all_sum, from_main, part_of, rank, world_size
@@ -330,19 +330,17 @@ def _distributed(network: nn.Module) -> DistributedDataParallel:
 
 def _check_fits(state: dict, network: nn.Module) -> None:
     """Raise where a stored state is not one of this network's training."""
-    own = {name: (x.shape, x.dtype) for name, x in network.state_dict().items()}
     for part in ("network", "best_weights"):
-        weights = state[part]
-        if weights is not None and {name: (x.shape, x.dtype) for name, x in weights.items()} != own:
-            raise ValueError(f"its {part.replace('_', ' ')} are of another network")
-    shapes, moments = [p.shape for p in network.parameters()], state["optimizer"]["state"]
-    if any(m[key].shape != shapes[i] for i, m in moments.items() for key in ("exp_avg", "exp_avg_sq")):
-        raise ValueError("its optimizer is of another network")
+        if part == "network" or state[part] is not None:
+            check_tensors(state[part], network.state_dict())
+    parameters = dict(enumerate(network.parameters()))
+    for moment in ("exp_avg", "exp_avg_sq"):
+        check_tensors({i: of[moment] for i, of in state["optimizer"]["state"].items()}, parameters)
     place, history = Place(**state["place"]), History.from_dict(state["history"])
-    if not (len(history.rounds) <= place.step and place.stage >= 0 and state["seconds"] >= 0):
-        raise ValueError("its place is impossible")
-    if state["generator"].dtype != torch.uint8 or not isinstance(state["values"], dict):
-        raise ValueError("its random numbers or losses are missing")
+    if not (0 <= len(history.rounds) <= place.step and place.stage >= 0 and state["seconds"] >= 0):
+        raise Damaged("its place is impossible")
+    if state["generator"].dtype != torch.uint8 or any(x.ndim != 1 for x in state["values"].values()):
+        raise Damaged("its random numbers or losses are of another kind")
 
 
 def _as_it_is(batch: Batch) -> Batch:
