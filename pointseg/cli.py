@@ -214,7 +214,7 @@ def table1(options: argparse.Namespace) -> None:
               "stages.png, curves.png, per_class.png, confusion.png")
         tables.append(table)
     if options.seeds > 1:
-        repeated = Repeated.of(tables)
+        repeated = Repeated(tables)
         write_repeated(repeated, options.out)
         print(f"\n{repeated}\n\nwritten to {options.out}: table1.json")
 

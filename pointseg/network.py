@@ -191,7 +191,8 @@ class FCN8VGG16(nn.Module):
         for name, skip in self.skips.items():
             skipped = skip(pooled[name])
             scores = F.interpolate(scores, skipped.shape[-2:], mode="bilinear", align_corners=False) + skipped
-        return F.interpolate(scores.float(), size, mode="bilinear", align_corners=False)
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        return F.interpolate(scores, size, mode="bilinear", align_corners=False)
 
 
 def for_inference(network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -201,8 +202,8 @@ def for_inference(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """
     where = next(network.parameters()).device
     with autocast(where):
-        dtype = torch.get_autocast_dtype(where.type) if torch.is_autocast_enabled(where.type) else torch.float32
-    weights = {name: p.detach().to(dtype, memory_format=torch.channels_last)
+        dtype = torch.get_autocast_dtype(where.type) if torch.is_autocast_enabled(where.type) else None  # as it is
+    weights = {name: p.detach().to(dtype=dtype or p.dtype, memory_format=torch.channels_last)
                for name, p in network.named_parameters() if p.ndim == 4}
     network.eval()
 

@@ -174,7 +174,7 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
         values = {key: list(of_steps.to(where).unbind()) for key, of_steps in state["values"].items()}
         before_s = state["seconds"]
         _set_generator_state(where, state["generator"])
-    trained = _distributed(network) if world_size() > 1 else network
+    trained = distributed(network) if world_size() > 1 else network
     batches = zip(batch_numbers(len(dataset), schedule.batch, seed, place.step),
                   endless_batches(dataset, schedule.batch, seed, place.step, workers, where))
     moves = np.random.default_rng((seed, 1))
@@ -322,7 +322,7 @@ def endless_batches(dataset: SliceDataset, batch: int, seed: int, start: int = 0
         yield tuple(x.to(where, non_blocking=True) for x in made)
 
 
-def _distributed(network: nn.Module) -> DistributedDataParallel:
+def distributed(network: nn.Module) -> DistributedDataParallel:
     with warnings.catch_warnings():  # of the option's newer name, which older versions do not know
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(network, broadcast_buffers=False)  # they are the same in all processes

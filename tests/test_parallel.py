@@ -1,0 +1,183 @@
+"""Several processes as one: the same training, and an end for all where one is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pointseg import cli
+from pointseg.files import ScanError, read_torch
+from pointseg.network import BatchDropout, BatchNorm, FCN8VGG16
+from pointseg.parallel import Part, part_of, share, side_by_side
+from pointseg.phantom import write_phantoms
+
+TESTS = Path(__file__).parent
+SCRIPT = """
+import dataclasses, sys
+sys.path[:0] = [{tests!r}]
+from test_procedure import TINY
+from pointseg import cli, network, profiles, train
+profiles.PROFILES["classroom"] = dataclasses.replace(TINY, name="tiny", terms="PCES", batch_norm={batch_norm},
+                                                     point_weighting=0.65)
+{more}
+if __name__ == "__main__":
+    sys.exit(cli.main(sys.argv[1:]))
+"""
+DOUBLE = """  # sums in another order then differ by nothing that counts
+from pointseg.profiles import Profile
+before, step = Profile.network, train.training_step
+Profile.network = lambda self, *a: before(self, *a).double()
+train.training_step = lambda net, batch, move, terms, opt, weights=None, part=None, micro=None: step(
+    net, (batch[0].double(), *batch[1:]), move, terms, opt, None if weights is None else weights.double(), part, micro)
+apply = network.functional_call
+network.functional_call = lambda net, weights, x: apply(net, weights, x.double())
+"""
+SLOW = """
+import time
+step = train.training_step
+def slow(*a):
+    time.sleep(0.3)
+    return step(*a)
+train.training_step = slow
+"""
+PORT = iter(range(29600, 29700))
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    return write_phantoms(tmp_path_factory.mktemp("data") / "scans", 7, seed=1, spacing_mm=3.0)
+
+
+def command(folder: Path, processes: int, batch_norm: bool = True, more: str = "") -> list[str]:
+    script = folder / "command.py"
+    script.write_text(SCRIPT.format(tests=str(TESTS), batch_norm=batch_norm, more=more))
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(next(PORT))]
+    return [sys.executable, *(torchrun if processes > 1 else []), str(script)]
+
+
+def train(folder: Path, scans: Path, processes: int, *options: str, **how) -> Path:
+    """-> the model's path"""
+    folder.mkdir()
+    model = folder / "model.pt"
+    arguments = ["train", "--data", str(scans), "--cache", str(folder / "cache"), "-o", str(model), *options]
+    done = subprocess.run([*command(folder, processes, **how), *arguments], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best validation Dice_wi") == 1  # one process speaks
+    return model
+
+
+@pytest.mark.parametrize("batch_norm", [True, False], ids=["norm", "plain"])
+def test_two_processes_train_as_one(scans, tmp_path, batch_norm):
+    """All four terms, dropout, batches of 4 and the smaller ones at an epoch's end: the same curve, the same weights.
+
+    In float64: what differs then is not rounding.  Batch 3 of two processes: two slices and one.
+    """
+    how = {"batch_norm": batch_norm, "more": DOUBLE}
+    one, two = (train(tmp_path / str(n), scans, n, "--batch", "3", "--precision", "float32", **how) for n in (1, 2))
+    histories = [json.loads((m.with_name("model-training") / "done.json").read_text())["history"] for m in (one, two)]
+    for a, b in zip(histories[0]["rounds"], histories[1]["rounds"], strict=True):
+        assert list(a["losses"]) == list(b["losses"]) and len(a["losses"]) == 6
+        np.testing.assert_allclose(list(b["losses"].values()), list(a["losses"].values()), rtol=1e-9)
+        assert a["validation"] == b["validation"]  # counts, which two processes share and add up
+    weights = [torch.load(m, weights_only=True)["weights"] for m in (one, two)]
+    for name, x in weights[0].items():
+        if not (batch_norm and name.startswith("features") and name.endswith("bias") and weights[0][name].ndim == 1
+                and name.replace("bias", "running_mean") not in weights[0]):  # before a norm it has no effect
+            tolerance = 1e-3 if name.endswith("running_mean") else 1e-6  # which follows the bias without effect
+            torch.testing.assert_close(weights[1][name], x, rtol=tolerance, atol=tolerance)
+
+
+def test_a_killed_rank_ends_all(scans, tmp_path):
+    """Within 30 seconds, not zero, and said which one; started again, the training goes on and ends."""
+    model = tmp_path / "model.pt"
+    arguments = ["train", "--data", str(scans), "--cache", str(tmp_path / "cache"), "-o", str(model)]
+    process = subprocess.Popen([*command(tmp_path, 2, more=SLOW), *arguments], stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.time() + 120
+    while not (tmp_path / "model-training" / "checkpoint.pt").is_file():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.2)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    ranks = {int(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0RANK=")[1].split(b"\0")[0]): int(pid)
+             for pid in children if b"\0RANK=" in Path(f"/proc/{pid}/environ").read_bytes()}
+    start = time.time()
+    os.kill(ranks[1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert time.time() - start < 30 and process.returncode != 0
+    assert "rank 0 of 2: another process has gone" in said and "[1]" in said.partition("another process has gone")[2]
+    assert not model.exists()
+    for pid in ranks.values():
+        assert not Path(f"/proc/{pid}").exists()
+    done = subprocess.run([*command(tmp_path, 2), *arguments], capture_output=True, text=True, timeout=200,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and model.is_file() and read_torch(model)["weights"]
+
+
+def test_an_error_of_the_first_rank_is_told_once(tmp_path):
+    """Bad input: one line, and no process waits for another."""
+    process = subprocess.run([*command(tmp_path, 2), "train", "--data", "nowhere", "-o", str(tmp_path / "m.pt")],
+                             capture_output=True, text=True, timeout=100)
+    assert process.returncode != 0 and "nowhere: no such folder" in process.stderr
+
+
+def test_table1_is_not_for_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["table1"]) == 1
+    assert "--at-once" in capsys.readouterr().err
+
+
+# --- parts of a batch ---
+
+@pytest.mark.parametrize("total", range(1, 10))
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_every_slice_has_one_process(monkeypatch, total, processes):
+    parts, shares = [], []
+    for r in range(processes):
+        monkeypatch.setattr("pointseg.parallel.rank", lambda r=r: r)
+        monkeypatch.setattr("pointseg.parallel.world_size", lambda: processes)
+        parts.append(part_of(total))
+        shares += share(range(total))
+    assert [i for p in parts for i in range(p.first, p.first + p.count)] == list(range(total))
+    assert max(p.count for p in parts) - min(p.count for p in parts) <= 1
+    assert sorted(shares) == list(range(total))
+
+
+def test_dropout_is_cut_from_the_whole_batchs():
+    whole, parts, x = BatchDropout(), BatchDropout(), torch.rand(6, 40, 3, 2)
+    torch.manual_seed(0)
+    expected = whole(x)
+    assert (expected == 0).any() and torch.equal(expected, (torch.manual_seed(0), nn.Dropout2d()(x))[1])
+    for first, count in ((0, 6), (0, 2), (2, 3), (5, 1), (3, 0)):
+        parts.part = Part(first, count, 6)
+        torch.manual_seed(0)
+        assert torch.equal(parts(x[first : first + count]), expected[first : first + count])
+    parts.eval()
+    assert torch.equal(parts(x), x)
+
+
+def test_alone_a_norm_is_torchs():
+    x, ours, theirs = torch.randn(3, 4, 5, 6), BatchNorm(4), nn.BatchNorm2d(4)
+    assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_var, theirs.running_var)
+    assert isinstance(FCN8VGG16(2, 1 / 16, True, hidden=8).features[1], BatchNorm)
+
+
+def test_a_process_that_fails_is_named():
+    with pytest.raises(ScanError, match=r"second: its process ended with exit status 1"):
+        side_by_side(_fail_at_second, ["first", "second", "third"], 2)
+
+
+def _fail_at_second(name: str) -> None:
+    if name == "second":
+        raise ScanError("this one cannot")
+    time.sleep(0.1)
+
+
