@@ -4,6 +4,7 @@ checkpoint.pt is the last state, checkpoint-before.pt the one before it, in case
 line a round, images/ a picture a round: a validation slice as the network sees it, beside the truth.
 """
 
+import contextlib
 import csv
 import os
 import time
@@ -40,7 +41,7 @@ class Checkpoints:
         last = self.folder / LAST
         with whole_file(last) as part:
             save_torch({"format": FORMAT} | state, part)
-            if last.is_file():
+            with contextlib.suppress(FileNotFoundError):  # the first one
                 os.replace(last, self.folder / BEFORE)
         self.on_write()
         self.last_s = time.monotonic()

@@ -8,11 +8,13 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pointseg.cache import PACKAGE, code_hash, influential_modules
+from pointseg.checkpoint import Checkpoints
 from pointseg.datasets import MANIFEST, Case, read_manifest
 from pointseg.files import ScanError, whole_file
 from pointseg.losses import Term, point_term
@@ -78,8 +80,8 @@ def lesson_volume() -> Volume:
 def weak_model(points: Sequence[Labelled], scans: Scans, axis: str, names: dict[str, list[str]],
                terms: Sequence[tuple[float, Term]] = ((1.0, point_term),)) -> tuple[Model, History]:
     """`train_weak` in the lesson profile; with the package's own terms it is trained once and then read."""
-    def train() -> tuple[Model, History]:
-        return train_weak(points, scans.validation, axis, LESSON, SEED, terms, names)
+    def train(keeper: Checkpoints | None = None) -> tuple[Model, History]:
+        return train_weak(points, scans.validation, axis, LESSON, SEED, terms, names, keeper)
 
     if any(getattr(term, "__module__", "") != point_term.__module__ for _, term in terms):
         return train()  # your own term: it may have changed since the last time
@@ -91,8 +93,13 @@ def full_model(masks: dict[str, np.ndarray], scans: Scans, names: dict[str, list
                name: str) -> tuple[Model, History]:
     """`train_full` on label volumes by scan name, in the lesson profile, trained once and then read."""
     labelled = [Labelled(scan, masks[scan.name]) for scan in scans.train]
-    return _remember(name, lambda: train_full(labelled, scans.validation, "sagittal", LESSON, SEED, names, name),
+    return _remember(name, partial(train_full, labelled, scans.validation, "sagittal", LESSON, SEED, names, name),
                      names, *(p.labels for p in labelled))
+
+
+def training_of(name: str) -> Path:
+    """The folder that the training of that model, the last one, wrote its course to: "sagittal", "result" and so on."""
+    return max(OUT.glob(f"{name}-*-training"), key=lambda folder: folder.stat().st_mtime)
 
 
 def _synthetic(sequence: str, count: int, seed: int) -> list[Case]:
@@ -102,15 +109,18 @@ def _synthetic(sequence: str, count: int, seed: int) -> list[Case]:
     return [replace(case, source=f"synthetic-{sequence.lower()}") for case in read_manifest(folder)]
 
 
-def _remember(name: str, train: Callable[[], tuple[Model, History]], *depends_on) -> tuple[Model, History]:
+def _remember(name: str, train: Callable[[Checkpoints], tuple[Model, History]], *depends_on) -> tuple[Model, History]:
+    """The trained model; a training that a closed laptop has broken off goes on."""
     path = OUT / f"{name}-{_fingerprint(*depends_on)}.pt"
     history_path = path.with_suffix(".json")
     if history_path.is_file():  # written last
         return load_model(path), History.from_dict(json.loads(history_path.read_text()))
-    model, history = train()
+    keeper = Checkpoints(path.with_name(f"{path.stem}-training"))
+    model, history = train(keeper)
     save_model(path, model)
     with whole_file(history_path) as part:
         part.write_text(json.dumps(asdict(history)))
+    keeper.remove()
     return model, history
 
 

@@ -247,7 +247,7 @@ def as_parameter(x: object, parameter: Tensor) -> object:
     """A fully connected layer's matrix in the shape of the same layer as a convolution, and halves as float32."""
     if not isinstance(x, Tensor) or x.numel() != parameter.numel() or not x.is_floating_point():
         return x
-    return x.reshape(parameter.shape).to(parameter.dtype) if x.ndim in (2, parameter.ndim) else x
+    return (x.reshape(parameter.shape) if x.ndim == 2 and parameter.ndim == 4 else x).to(parameter.dtype)
 
 
 def imagenet_file() -> Path:

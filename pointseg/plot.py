@@ -3,7 +3,9 @@
 Matplotlib's objects without pyplot: nothing global is touched, and every function returns its Figure.
 """
 
+import csv
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from pointseg.files import whole_file
+from pointseg.files import ScanError, whole_file
 from pointseg.slices import AXES
 from pointseg.train import History
 from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, plane_counts
@@ -164,6 +167,41 @@ def curves(histories: dict[str, History]) -> Figure:
         Line2D([], [], linestyle="", marker="|", color="grey", markersize=14, label="learning rate divided"),
         Line2D([], [], linestyle="", marker="o", color="grey", markersize=7, label="best on validation scans")]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(7, len(handles)), frameon=False)
+    return figure
+
+
+def training(folder: str | Path) -> Figure:
+    """What the trainings below a folder have come to, finished or not: a row for each, from the files that they write.
+
+    Each loss term, the learning rate and the validation score against the step, and the newest picture: what the
+    network sees on a validation slice, beside the truth.   See `checkpoint`.
+    """
+    paths = sorted(Path(folder).glob("**/history.csv"), key=lambda path: path.stat().st_mtime)
+    if not paths:
+        raise ScanError(f"{folder}: found no history.csv, expected a folder that table1 or train writes to; wait for "
+                        "the first round, or check the path")
+    figure = Figure((WIDTH_INCH, 2.6 * len(paths)), layout="constrained")
+    for row, path in zip(figure.subplots(len(paths), 4, squeeze=False), paths, strict=True):
+        with open(path, newline="") as file:
+            rounds = list(csv.DictReader(file))
+        columns = {name: np.array([float(r[name]) for r in rounds]) for name in rounds[0]}
+        steps, rates, scores = (columns.pop(name) for name in ("step", "learning_rate", "validation"))
+        for (name, values), colour in zip(list(columns.items())[1:], itertools.cycle(MODEL_COLOURS)):  # [0]: seconds
+            row[0].plot(steps, values, color=colour, label=name.replace("_", " "))
+        row[0].set(ylabel="training loss")
+        row[0].legend(fontsize=7)
+        row[1].step(steps, rates, where="pre", color=MODEL_COLOURS[0])
+        row[1].set(ylabel="learning rate", yscale="log")
+        row[2].plot(steps, scores, color=MODEL_COLOURS[0])
+        row[2].set(ylabel="validation, Dice_wi", ylim=(0, 1))
+        for ax in row[:3]:
+            ax.set(xlabel="step")
+            ax.grid(alpha=0.3)
+        row[0].set_title(str(path.parent.relative_to(folder)) if path.parent != Path(folder) else path.parent.name)
+        row[3].axis("off")
+        if pictures := sorted((path.parent / "images").glob("*.png")):
+            row[3].imshow(imread(pictures[-1]))
+            row[3].set_title(f"step {int(pictures[-1].stem)}: predicted, true", fontsize=9)
     return figure
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pointseg import cli
 from pointseg.files import ScanError, read_torch
-from pointseg.network import BatchDropout, BatchNorm, FCN8VGG16
+from pointseg.network import FCN8VGG16, BatchDropout, BatchNorm
 from pointseg.parallel import Part, part_of, share, side_by_side
 from pointseg.phantom import write_phantoms
 

@@ -25,9 +25,11 @@ from pointseg.datasets import read_manifest
 from pointseg.files import ScanError, WriteError, read_torch
 from pointseg.losses import consistency_term, point_term
 from pointseg.phantom import write_phantoms
+from pointseg.plot import training
 from pointseg.predict import validation_score
 from pointseg.runs import Run
 from pointseg.train import History, fit
+from pointseg.widgets import watch
 
 SCHEDULE = schedule_of((1, 3), (2, 2), learning_rate=3e-3, round_steps=5, patience=2)
 STEPS = 20
@@ -211,6 +213,34 @@ def test_what_one_can_watch(tmp_path):
     assert [float(r["point_term"]) for r in rows] == [r.losses["point_term"] for r in history.rounds]
     assert [float(r["validation"]) for r in rows] == [r.validation for r in history.rounds]
     assert sorted(p.name for p in (tmp_path / "images").iterdir()) == [f"{s:07d}.png" for s in (5, 10, 15, 20)]
+
+
+def test_watching(tmp_path, monkeypatch):
+    """A row a training; drawn anew until the training is done."""
+    for name in ("sagittal", "coronal"):
+        trained(EachStep(tmp_path / name, picture=lambda network: np.full((8, 9, 3), 200, np.uint8)))
+    figure = training(tmp_path)
+    axes = figure.get_axes()
+    assert len(axes) == 8
+    losses, rate, score, picture = axes[:4]
+    assert [line.get_label() for line in losses.get_lines()] == ["point term", "consistency term", "total"]
+    assert rate.get_lines()[0].get_ydata().tolist() == pytest.approx([3e-3, 3e-3, 1e-3, 1e-3])
+    assert score.get_lines()[0].get_xdata().tolist() == [5, 10, 15, 20]
+    assert len(picture.get_images()) == 1 and "step 20" in picture.get_title()
+    drawn = []
+
+    class Shown:
+        def update(self, figure):
+            drawn.append(figure)
+            if len(drawn) == 3:
+                for name in ("sagittal", "coronal"):
+                    (tmp_path / name / "done.json").write_text("{}")
+
+    monkeypatch.setattr("pointseg.widgets.display", lambda figure, display_id: Shown())
+    watch(tmp_path, every_s=0)
+    assert len(drawn) == 3
+    with pytest.raises(ScanError, match=r"found no history\.csv"):
+        training(tmp_path / "nowhere")
 
 
 # --- a run ---

@@ -1,5 +1,6 @@
 """The training loop: one step without a device, then the schedule with scripted losses and scores."""
 
+import contextlib
 import copy
 from collections.abc import Iterable
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pointseg.files import ScanError
 from pointseg.losses import Move, consistency_term, extent_term, moved_point_term, point_term, separation_term
 from pointseg.network import FCN8VGG16
 from pointseg.predict import validation_score
@@ -123,6 +125,99 @@ def test_training_step_by_hand():
     assert network.value.item() == pytest.approx(-1.2)  # no gradient was left over
     assert [v.item() for v in first.values()] == [0, 0]
     assert {k: v.item() for k, v in second.items()} == pytest.approx({"three_times": -1.8, "total": -3.6})
+
+
+# --- a batch in parts ---
+
+def stepped(network: FCN8VGG16, micro_batch: int | None = None, terms=TERMS) -> tuple[dict, dict, torch.Tensor]:
+    """One step with dropout, class weights and points that are unevenly spread.   -> values, gradients, random state"""
+    class Kept(torch.optim.SGD):
+        def step(self):
+            self.kept = {name: p.grad.clone() for name, p in network.named_parameters()}
+
+    rng = np.random.default_rng(0)
+    labels = np.full((5, 64, 32), 255, np.uint8)
+    for b, count in enumerate((9, 1, 0, 4, 2)):
+        labels[b].flat[rng.choice(64 * 32, count, replace=False)] = rng.integers(0, 6, count)
+    batch = (torch.from_numpy(rng.random((5, 3, 64, 32), np.float32)), torch.from_numpy(labels),
+             torch.from_numpy(rng.random((5, 6, 64, 32)) < 0.5))
+    optimizer, weights = Kept(network.parameters(), 0.1), torch.tensor([0.2, 1, 2, 1, 1, 0.8])
+    torch.manual_seed(1)
+    values = training_step(network.train(), batch, Move(True, 1), terms, optimizer, weights, micro_batch=micro_batch)
+    return values, optimizer.kept, torch.get_rng_state()
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 4, 5, 9])
+def test_gradients_of_micro_batches_add_up(micro_batch, monkeypatch):
+    """All terms, each with its own kind of mean; the same dropout, and what is drawn next is the same too."""
+    monkeypatch.setattr("pointseg.train.autocast", lambda where: contextlib.nullcontext())
+    values, gradients, state = stepped(tiny_network(False, 6))
+    parts = stepped(tiny_network(False, 6), micro_batch)
+    for name, value in values.items():
+        torch.testing.assert_close(parts[0][name], value, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(parts[1][name], gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
+    assert torch.equal(parts[2], state)
+
+
+def test_a_micro_batch_without_a_device():
+    """As `test_training_step_without_a_device`: dividing a batch must not make a GPU wait either."""
+    network = tiny_network(False, 6).to("meta")
+    batch = (torch.empty(5, 3, 64, 32, device="meta"), torch.empty(5, 64, 32, dtype=torch.uint8, device="meta"),
+             torch.empty(5, 6, 64, 32, dtype=torch.bool, device="meta"))
+    values = training_step(network, batch, Move(True, 1), TERMS, torch.optim.Adam(network.parameters()), None,
+                           micro_batch=2)
+    assert all(v.is_meta for v in values.values())
+
+
+def room_for(slices: int):
+    """A term that runs out of memory where it sees more slices than that, in the middle of a step."""
+    def term(step):
+        value = point_term(step)
+        if len(step.image) > slices:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return value
+    return term
+
+
+def fitted(network: FCN8VGG16, term, **options) -> tuple[list[float], FCN8VGG16]:
+    history = fit(network, tiny_dataset(), [(1.0, term)], schedule_of(rounds=(2,), learning_rate=1e-3, round_steps=5),
+                  lambda n: 0.0, 3, **options)
+    return [r.losses["total"] for r in history.rounds], network
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3])
+def test_out_of_memory_is_answered_with_smaller_pieces(slices, monkeypatch, capsys):
+    """The losses are those of whole batches."""
+    monkeypatch.setattr("pointseg.train.autocast", lambda where: contextlib.nullcontext())
+    losses, _ = fitted(tiny_network(False), point_term)
+    found, _ = fitted(tiny_network(False), room_for(slices))
+    assert found == pytest.approx(losses, rel=1e-4)
+    assert f"{min(2, slices)} slices at a time" in capsys.readouterr().out
+    assert fitted(tiny_network(False), point_term, micro_batch=2)[0] == pytest.approx(losses, rel=1e-4)
+
+
+def test_with_batch_norm_activations_move_instead(capsys):
+    """A batch's statistics are the whole batch's, so it is not divided; the same bits, running statistics included."""
+    failed = []
+
+    def once(step):
+        value = point_term(step)
+        if not failed:
+            failed.append(1)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return value
+
+    (losses, expected), (found, network) = fitted(tiny_network(), point_term), fitted(tiny_network(), once)
+    assert found == losses
+    assert all(torch.equal(x, network.state_dict()[k]) for k, x in expected.state_dict().items())
+    assert "waits in the CPU's memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_norm", [True, False], ids=["norm", "plain"])
+def test_no_room_at_all(batch_norm):
+    with pytest.raises(ScanError, match=r"out of memory \(CUDA out of memory.*coarser grid"):
+        fitted(tiny_network(batch_norm), room_for(0))
 
 
 # --- the schedule ---
