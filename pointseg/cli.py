@@ -141,7 +141,8 @@ def training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that make batches (default: 0, which "
                    "means the training itself; with a GPU 4)")
     p.add_argument("--micro-batch", type=at_least(1), metavar="N", help="slices at a time, whose gradients are added "
-                   "up to the batch's, where a GPU is too small (default: found out)")
+                   "up to the batch's, where a GPU is too small; with batch norm what the backward pass needs waits in "
+                   "the CPU's memory instead (default: found out)")
     p.add_argument("--precision", choices=("mixed", "float32"), default="mixed", help="mixed (default): bfloat16 where "
                    "the hardware has it")
 

@@ -32,7 +32,7 @@ from pointseg.losses import (
 )
 from pointseg.metrics import weighted_dice
 from pointseg.model import Model
-from pointseg.network import device, mixed_precision
+from pointseg.network import device, mixed_precision, set_mixed_precision
 from pointseg.parallel import barrier, rank, share, side_by_side, world_size
 from pointseg.points import Points, grow_points, mean_further_points, sample_points
 from pointseg.predict import predict_slice, validation_score
@@ -284,7 +284,7 @@ def _run(plan: Plan, kept: Run, out: Path | None, data: str) -> Table:
     paths = {name: out and out / f"{name}.pt" for name in MODELS}
     if out and plan.machine.at_once > 1:
         waiting = [name for name in INDEPENDENT if not kept.is_trained(name, paths[name])]
-        side_by_side(partial(_train_alone, plan, kept.folder, paths), waiting, plan.machine.at_once)
+        side_by_side(partial(_train_alone, plan, mixed_precision(), kept.folder, paths), waiting, plan.machine.at_once)
     models, histories = {}, {}
     for axis in AXES:
         models[axis], histories[axis] = kept.trained(axis, paths[axis], partial(_weak, plan, scans, points, axis))
@@ -335,8 +335,9 @@ def _full(plan: Plan, scans: Scans, name: str, masks: Sequence[np.ndarray | Volu
                       keeper, plan.machine)
 
 
-def _train_alone(plan: Plan, folder: Path, paths: dict[str, Path], name: str) -> None:
+def _train_alone(plan: Plan, mixed: bool, folder: Path, paths: dict[str, Path], name: str) -> None:
     """One of the independent models, in a process of its own."""
+    set_mixed_precision(mixed)
     scans = prepare_split(plan.split, plan.profile, plan.machine.cache)
     train = partial(_full, plan, scans, name, None) if name == "reference" else partial(
         _weak, plan, scans, draw_points(scans.train, plan.seed), name)
@@ -365,8 +366,8 @@ def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Prof
         return train(None)
     folder = path.with_name(f"{path.stem}-training")
 
-
     def identity() -> dict:
         return {"command": "train", "axis": axis, "labels": "points" if from_points else "masks"} | identity_of(plan)
+
     with Run.begin(folder, identity, restart) as kept:
         return kept.trained("", path, train)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import numpy as np
 
@@ -48,7 +49,8 @@ class Run:
                 for path in folder.iterdir():
                     if path.name != LOCK:
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for below in (folder.parent, folder, *(p for p in folder.rglob("*") if p.is_dir())):
+            remove_leftovers(folder.parent, older_than_s=3600)  # where others may be writing
+            for below in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
                 remove_leftovers(below)
             path, now = folder / RUN, json.loads(json.dumps(identity()))  # as it will be read
             if path.is_file():
@@ -69,9 +71,8 @@ class Run:
         """What `make` makes, as JSON holds it; made once."""
         if self.folder is None:
             return make()
-        path = self.folder / f"{name}.json"
-        if (known := self._json(f"{name}.json", None)) is None:
-            _write_json(path, known := make())
+        if (known := self._json(f"{_safe(name)}.json", None)) is None:
+            _write_json(self.folder / f"{_safe(name)}.json", known := make())
             self.keep_seconds()
         return known
 
@@ -79,7 +80,7 @@ class Run:
         """A volume (z, y, x) uint8; made once."""
         if self.folder is None:
             return make()
-        volumes, _ = kept_volumes(self.folder / f"{name}.volume", lambda: ({"labels": make()}, {}))
+        volumes, _ = kept_volumes(self.folder / f"{_safe(name)}.volume", lambda: ({"labels": make()}, {}))
         self.keep_seconds()
         return volumes["labels"]
 
@@ -137,6 +138,11 @@ def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
                 shutil.rmtree(path)
 
 
+
+
+def _safe(name: str) -> str:
+    """A case's name, as a path that stays where it belongs."""
+    return quote(name).replace("..", "%2E%2E").lstrip("/")
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -156,15 +156,15 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
     """Train in place; at the end the network holds its best weights by validation score.
 
     keeper: where the state is kept; a training that was broken off goes on from there.  workers: processes that make
-    batches; 0: this one.  micro_batch: slices at a time, where a whole batch does not fit into memory; found out where
-    it is not given and one process trains.
+    batches; 0: this one.  micro_batch: slices at a time, where a whole batch does not fit into memory, see
+    `step_in_memory`; found out where it is not given and one process trains.
     """
     torch.manual_seed(seed)  # for dropout: what ran before in this process must not matter
     where = next(network.parameters()).device
     network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), schedule.learning_rate, fused=True)
     class_weights = None if class_weights is None else class_weights.to(where)
-    place, history, best_weights, before_s = Place(micro_batch=micro_batch), History(), None, 0.0
+    place, history, best_weights, before_s = Place(), History(), None, 0.0
     values: dict[str, list[Tensor]] = {}  # of the steps of this round
     if state := from_main(lambda: keeper.read(lambda s: _check_fits(s, network))) if keeper else None:
         place, history = Place(**state["place"]), History.from_dict(state["history"])
@@ -174,6 +174,9 @@ def fit(network: nn.Module, dataset: SliceDataset, terms: Sequence[tuple[float, 
         values = {key: list(of_steps.to(where).unbind()) for key, of_steps in state["values"].items()}
         before_s = state["seconds"]
         _set_generator_state(where, state["generator"])
+    if micro_batch:
+        divisible = not has_batch_norm(network)
+        place.micro_batch, place.offload = micro_batch if divisible else None, not divisible
     trained = distributed(network) if world_size() > 1 else network
     batches = zip(batch_numbers(len(dataset), schedule.batch, seed, place.step),
                   endless_batches(dataset, schedule.batch, seed, place.step, workers, where))
@@ -260,7 +263,7 @@ def step_in_memory(network: nn.Module, batch: Batch, move: Move, terms: Sequence
                 return training_step(network, batch, move, terms, optimizer, class_weights, part, place.micro_batch)
         except torch.cuda.OutOfMemoryError as error:
             found = first_line(error)  # what has been computed is let go of where this block ends
-        at_once, whole = place.micro_batch or len(batch[0]), any(isinstance(m, BatchNorm) for m in network.modules())
+        at_once, whole = place.micro_batch or len(batch[0]), has_batch_norm(network)
         if world_size() > 1:
             raise ScanError(f"rank {rank()}: out of memory ({found}), expected room for {at_once} slices; "
                             f"start again with --micro-batch {max(1, at_once // 2)}, or more processes")
@@ -279,6 +282,11 @@ def step_in_memory(network: nn.Module, batch: Batch, move: Move, terms: Sequence
             buffer.copy_(kept)
         if where.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether what a network makes of a slice depends on the others of its batch."""
+    return any(isinstance(module, BatchNorm) for module in network.modules())
 
 
 def draw_move(rng: np.random.Generator) -> Move:

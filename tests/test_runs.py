@@ -284,7 +284,17 @@ def test_leftovers_of_a_killed_writer_are_swept(tmp_path):
         (folder / ".writing-abc").mkdir(parents=True)
         (folder / ".writing-abc" / "half").write_text("half")
     with Run.begin(tmp_path / "r", identity):
+        assert list(tmp_path.rglob(".writing-*")) == [tmp_path / ".writing-abc"]  # another command's, perhaps
+    os.utime(tmp_path / ".writing-abc", (0, 0))
+    with Run.begin(tmp_path / "r", identity):
         assert not list(tmp_path.rglob(".writing-*"))
+
+
+def test_names_stay_in_their_folder(tmp_path):
+    with Run.begin(tmp_path / "r", identity) as run:
+        for name in ("scores/../../outside", "/absolute", "a/b c:d"):
+            run.remember(name, lambda: 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["r"] and not Path("/absolute.json").exists()
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -214,6 +214,13 @@ def test_with_batch_norm_activations_move_instead(capsys):
     assert "waits in the CPU's memory" in capsys.readouterr().out
 
 
+def test_micro_batches_do_not_touch_batch_statistics():
+    """Asked for by hand: the same bits, since a batch with batch norm is not divided."""
+    (losses, expected), (found, network) = (fitted(tiny_network(), point_term, micro_batch=m) for m in (None, 2))
+    assert found == losses
+    assert all(torch.equal(x, network.state_dict()[k]) for k, x in expected.state_dict().items())
+
+
 @pytest.mark.parametrize("batch_norm", [True, False], ids=["norm", "plain"])
 def test_no_room_at_all(batch_norm):
     with pytest.raises(ScanError, match=r"out of memory \(CUDA out of memory.*coarser grid"):
