@@ -135,7 +135,7 @@ def training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--published-split", action="store_true", help="split as the sources do, where the manifest's "
                    "column \"part\" says so, not 4/6, 1/6, 1/6 of the patients")
     p.add_argument("--restart", action="store_true", help="begin anew, and throw away what an earlier run has left")
-    p = p.add_argument_group("the machine", "What a run may use. None of it changes what is computed.")
+    p = p.add_argument_group("the machine", "What a run may use. Only --precision changes what is computed.")
     p.add_argument("--cache", type=Path, default=Path("out/cache"), metavar="DIR", help="folder of prepared scans, "
                    "which all runs and processes share and which may be deleted between them (default out/cache)")
     p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that make batches (default: 0, which "
