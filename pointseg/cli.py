@@ -258,6 +258,8 @@ def evaluate(options: argparse.Namespace) -> None:
         result = evaluate_model(model, cases)
         if rank() > 0:
             return
+        if options.json:
+            write_json(options.json, result.as_dict())
         print(result)
         if known:
             print(f"\nnote: {len(known)} of these {len(cases)} cases trained or chose this model, so the score "
@@ -265,8 +267,6 @@ def evaluate(options: argparse.Namespace) -> None:
         if flawed := [c for c in cases if c.flaw]:
             print(f"\nnote: {len(flawed)} of these {len(cases)} cases have a known flaw: "
                   + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
-        if options.json:
-            write_json(options.json, result.as_dict())
 
 
 def import_dataset(options: argparse.Namespace) -> None:

@@ -75,7 +75,7 @@ def run(name: str, double: bool, steps: int, processes: int, threads: int) -> tu
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "losses.json"
         start = [sys.executable] if processes == 1 else [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29517"]
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         done = subprocess.run([*start, __file__, "--train", name, str(int(double)), str(threads), str(out), "--steps",
                                str(steps)], capture_output=True, text=True,
                               env=os.environ | {"OMP_NUM_THREADS": str(threads)})

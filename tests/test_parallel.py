@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from pointseg import cli
+from pointseg.datasets import PARTS
 from pointseg.files import ScanError, read_torch
+from pointseg.model import Model, save_model
 from pointseg.network import FCN8VGG16, BatchDropout, BatchNorm
 from pointseg.parallel import Part, part_of, share, side_by_side
 from pointseg.phantom import write_phantoms
@@ -48,7 +50,6 @@ def slow(*a):
     return step(*a)
 train.training_step = slow
 """
-PORT = iter(range(29600, 29700))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def scans(tmp_path_factory) -> Path:
 def command(folder: Path, processes: int, batch_norm: bool = True, more: str = "") -> list[str]:
     script = folder / "command.py"
     script.write_text(SCRIPT.format(tests=str(TESTS), batch_norm=batch_norm, more=more))
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(next(PORT))]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [sys.executable, *(torchrun if processes > 1 else []), str(script)]
 
 
@@ -127,6 +128,20 @@ def test_an_error_of_the_first_rank_is_told_once(tmp_path):
     process = subprocess.run([*command(tmp_path, 2), "train", "--data", "nowhere", "-o", str(tmp_path / "m.pt")],
                              capture_output=True, text=True, timeout=100)
     assert process.returncode != 0 and "nowhere: no such folder" in process.stderr
+
+
+def test_two_processes_evaluate_as_one(scans, tmp_path):
+    """The scans are shared; the scores are those of all, in their order, printed and written once."""
+    model = tmp_path / "model.pt"
+    save_model(model, Model(FCN8VGG16(6, 1 / 16, hidden=8), "sagittal", 4.0, 96, "tiny", 0, dict.fromkeys(PARTS, [])))
+    said = []
+    for n in (1, 2):
+        done = subprocess.run([*command(tmp_path, n), "evaluate", str(model), "--data", str(scans), "--json",
+                               str(tmp_path / f"{n}.json")], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1] and "7 scans" in said[0]
+    assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
 
 
 def test_table1_is_not_for_torchrun(monkeypatch, capsys):
