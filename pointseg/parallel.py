@@ -165,7 +165,7 @@ def take_cores(processes: int) -> None:
 def together() -> Iterator[None]:
     """Join the processes that torchrun started; nothing where there is one.
 
-    A process that has gone ends the others in seconds: torchrun stops them, and a Lost says which one was missed.
+    A process that has gone ends the others in seconds: torchrun stops them, and says which one it was.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -182,20 +182,21 @@ def together() -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST_SIGNS)):
             raise
-        lost = _who_is_lost(error)
-        print(f"rank {rank()} of {world_size()}: {lost}", flush=True)
+        this, said = f"rank {rank()} of {world_size()}", f"another process has gone ({first_line(error)})"
+        print(f"{this}: {said}, so this one ends too", file=sys.stderr, flush=True)  # before torchrun ends this one
+        if who := _who_is_lost():
+            print(f"{this}: {who}", file=sys.stderr, flush=True)
         time.sleep(ENDING_S)
-        raise Lost(str(lost)) from None
+        raise Lost(said) from None
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
 
 
-def _who_is_lost(error: RuntimeError) -> str:
-    """torch's barrier for debugging names the ranks that do not come to it."""
+def _who_is_lost() -> str:
+    """torch's barrier for debugging names the ranks that do not come to it.  torchrun names them in any case."""
     try:
         dist.monitored_barrier(timeout=timedelta(seconds=5))
-        who = first_line(error)
-    except RuntimeError as named:
-        who = first_line(named)
-    return f"another process has gone, so this one ends too ({who})"
+    except RuntimeError as error:
+        return first_line(error)
+    return ""

@@ -4,7 +4,7 @@ prepare -> points -> three weak models -> pseudo masks -> final model; beside it
 Every stage is a function, so that a notebook can run them one by one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -156,12 +156,12 @@ def point_weights(points: Sequence[Labelled], validation: Sequence[Prepared], nu
     stands for (power 1), the point loss estimates the full mask's cross-entropy; unweighted (power 0, the thesis) it
     lets vertebrae grow.  The shares of voxels come from the validation scans' masks, those of points from the labels.
     """
-    def shares(maps: list[np.ndarray]) -> np.ndarray:
+    def shares(maps: Iterable[np.ndarray]) -> np.ndarray:
         counts = sum(np.bincount(m[m != UNLABELLED], minlength=len(CLASSES)) for m in maps).astype(float)
         counts = np.array([counts[0], counts[1:].sum()]) if num_classes == 2 else counts
         return counts / counts.sum()
 
-    voxels, drawn = shares([scan.mask for scan in validation]), shares([p.labels for p in points])
+    voxels, drawn = shares(scan.mask for scan in validation), shares(p.labels for p in points)  # one at a time
     ratio = np.divide(voxels, drawn, out=np.zeros(num_classes), where=drawn > 0)
     ratio[ratio == 0] = ratio[1:].max(initial=0) or 1.0  # a class that is missing there: as the other vertebrae
     weights = ratio**power
