@@ -1,5 +1,6 @@
 """Which scans the notebooks read, and which models they take from disk."""
 
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 import torch
 from nbclient.exceptions import CellExecutionError
 
-from pointseg import lessons
+from pointseg import cache, lessons
 from pointseg.datasets import Case, write_manifest
 from pointseg.files import ScanError
 from pointseg.losses import point_term
@@ -97,7 +98,9 @@ def small_model(seed):
 def test_a_model_is_trained_once_for_the_same_settings():
     trained = []
 
-    def train():
+    def train(keeper):
+        assert keeper.folder.parent == lessons.OUT  # where a training that is broken off goes on
+        keeper.folder.mkdir(parents=True)
         trained.append(1)
         return small_model(len(trained))
 
@@ -106,8 +109,9 @@ def test_a_model_is_trained_once_for_the_same_settings():
     again, history_again = lessons._remember("sagittal", train, labels.copy())
     assert len(trained) == 1 and history_again == history
     assert all(torch.equal(x, y) for x, y in zip(model.network.parameters(), again.network.parameters(), strict=True))
+    os.utime(lessons.training_of("sagittal"), (0, 0))
     lessons._remember("sagittal", train, labels + 1)  # other labels
-    assert len(trained) == 2
+    assert len(trained) == 2 and lessons.training_of("sagittal").stat().st_mtime > 0
 
 
 def test_nothing_old_is_read_after_a_change(monkeypatch, tmp_path):
@@ -116,8 +120,8 @@ def test_nothing_old_is_read_after_a_change(monkeypatch, tmp_path):
     monkeypatch.setattr(lessons, "LESSON", replace(lessons.LESSON, grid_mm=2.5))
     assert lessons._fingerprint("a") != before
     monkeypatch.undo()
-    package = shutil.copytree(lessons.PACKAGE, tmp_path / "package")
-    monkeypatch.setattr(lessons, "PACKAGE", package)
+    package = shutil.copytree(cache.PACKAGE, tmp_path / "package")
+    monkeypatch.setattr(cache, "PACKAGE", package)
     assert lessons._fingerprint("a") == before
     (package / "plot.py").write_text("")  # no model depends on pictures
     assert lessons._fingerprint("a") == before
