@@ -22,11 +22,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from pointseg import plausible, plot
-from pointseg.files import ScanError, check_format, first_line, whole_file
+from pointseg.files import ScanError, check_format, first_line, hash_of, whole_file, write_json
 from pointseg.model import Model, load_model
 from pointseg.parallel import take_cores
 from pointseg.reading import data_files
-from pointseg.report import write_json
 from pointseg.volume import CLASSES, read_volume, stem, write_mask
 
 SUMMARY = "summary.csv"
@@ -83,7 +82,7 @@ def segment_one(scan: Path, mask: Path, options: Options) -> Outcome:
         plot.save(picture, picture_of(mask))
         record = {"scan": str(scan), "mask": mask.name, "geometry": str(volume.geometry), "modality": prepared.modality,
                   "volumes_ml": volumes, "warnings": warnings, "notes": list(volume.notes),
-                  "made_from": _fingerprint(scan, options), "mask_sha256": _hash_of(mask)}
+                  "made_from": _fingerprint(scan, options), "mask_sha256": hash_of(mask)}
         write_json(_record(mask), record)
     except BaseException:  # a full disk, or Ctrl-C: three files or none
         for path in (mask, picture_of(mask)):
@@ -175,7 +174,7 @@ def _finished(scan: Path, mask: Path, options: Options) -> Outcome | None:
             return None
         outcome = Outcome(scan, mask, "already done", "", record["modality"], record["volumes_ml"],
                           tuple(record["warnings"]), tuple(record["notes"]))
-        same = record["mask_sha256"] == _hash_of(mask)
+        same = record["mask_sha256"] == hash_of(mask)
     except (OSError, ValueError, LookupError, TypeError):  # no mask, no record, or not one of ours
         return None
     if not same:
@@ -208,10 +207,6 @@ def _refuse_foreign(mask: Path) -> None:
             raise ScanError(f"{path}: is there already and no record of ours, expected a free name; change -o")
 
 
-def _hash_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _fingerprint(scan: Path, options: Options) -> dict:
     listed = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in data_files(scan)]
     return {"scan": hashlib.sha256(repr(listed).encode()).hexdigest(), "model": _loaded(options.model)[1],
@@ -234,7 +229,7 @@ def _load(path: Path, changed_ns: int) -> tuple[Model, str]:
     if model.num_classes != len(CLASSES):
         raise ScanError(f"{path}: knows vertebrae but not their levels, expected a model of L1..L5; "
                         "take result.pt, reference.pt, sagittal.pt or coronal.pt")
-    return model, _hash_of(path)
+    return model, hash_of(path)
 
 
 def run(scans: Sequence[Path], masks: Sequence[Path], options: Options, jobs: int, folder: Path) -> list[Outcome]:

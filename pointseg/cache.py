@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pointseg.datasets import Case
-from pointseg.files import ScanError, whole_file
+from pointseg.files import ScanError, hash_of, whole_file
 from pointseg.preprocess import Prepared, prepare
 from pointseg.reading import data_files
 
@@ -121,15 +121,15 @@ def hash_of_case(case: Case) -> str:
     for path in (case.image, case.mask):
         for part in data_files(path):
             now = part.stat()
-            digest.update(_hash_of_file(part, now.st_size, now.st_mtime_ns))
+            digest.update(_hash_while(part, now.st_size, now.st_mtime_ns).encode())
         digest.update(b"|")
     return digest.hexdigest()
 
 
 @lru_cache(None)
-def _hash_of_file(path: Path, size: int, changed_ns: int) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _hash_while(path: Path, size: int, changed_ns: int) -> str:
+    """Read once, for as long as size and time of change stay what they are."""
+    return hash_of(path)
 
 
 def influential_modules() -> set[str]:

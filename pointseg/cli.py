@@ -191,10 +191,10 @@ def at_least(least: int):
 
 def table1(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
-    from pointseg.files import check_folder
+    from pointseg.files import check_folder, write_json
     from pointseg.phantom import write_phantoms
     from pointseg.procedure import run, terms_named
-    from pointseg.report import Repeated, write_repeated, write_table
+    from pointseg.report import Repeated, write_table
 
     profile, folder = chosen_profile(options), options.data
     terms_named(profile.terms if options.terms is None else options.terms, profile)  # refuse a wrong one at once
@@ -216,7 +216,7 @@ def table1(options: argparse.Namespace) -> None:
         tables.append(table)
     if options.seeds > 1:
         repeated = Repeated(tables)
-        write_repeated(repeated, options.out)
+        write_json(options.out / "table1.json", repeated.as_dict())
         print(f"\n{repeated}\n\nwritten to {options.out}: table1.json")
 
 
@@ -242,10 +242,9 @@ def train(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
     from pointseg.evaluate import cases_of_split, evaluate_model
-    from pointseg.files import check_folder
+    from pointseg.files import check_folder, write_json
     from pointseg.model import load_model
     from pointseg.parallel import rank, together
-    from pointseg.report import write_json
 
     with together():
         if options.json:

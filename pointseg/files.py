@@ -1,6 +1,8 @@
 """What all that reads and writes files shares: errors of one line, and outputs that appear whole or not at all."""
 
 import contextlib
+import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -84,6 +86,18 @@ def check_format(path: Path) -> None:
     if not path.name.endswith(WRITABLE) or path.name in WRITABLE:
         raise ScanError(f"{path}: cannot be written in this format, expected a name that ends in "
                         f"{', '.join(WRITABLE)}; choose one of these")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a JSON file, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_folder(folder: str | Path) -> None:

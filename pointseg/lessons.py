@@ -4,10 +4,9 @@ Nothing here is part of the procedure.  Everything is written below out/lessons,
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +15,13 @@ import numpy as np
 from pointseg.cache import PACKAGE, code_hash, influential_modules
 from pointseg.checkpoint import Checkpoints
 from pointseg.datasets import MANIFEST, Case, read_manifest
-from pointseg.files import ScanError, whole_file
+from pointseg.files import ScanError
 from pointseg.losses import Term, point_term
-from pointseg.model import Model, load_model, save_model
+from pointseg.model import Model
 from pointseg.phantom import make_phantom, write_phantoms
 from pointseg.procedure import Scans, train_full, train_weak
 from pointseg.profiles import LESSON
+from pointseg.runs import Run
 from pointseg.slices import Labelled
 from pointseg.train import History
 from pointseg.volume import Volume
@@ -111,17 +111,8 @@ def _synthetic(sequence: str, count: int, seed: int) -> list[Case]:
 
 def _remember(name: str, train: Callable[[Checkpoints], tuple[Model, History]], *depends_on) -> tuple[Model, History]:
     """The trained model; a training that a closed laptop has broken off goes on."""
-    path = OUT / f"{name}-{_fingerprint(*depends_on)}.pt"
-    history_path = path.with_suffix(".json")
-    if history_path.is_file():  # written last
-        return load_model(path), History.from_dict(json.loads(history_path.read_text()))
-    keeper = Checkpoints(path.with_name(f"{path.stem}-training"))
-    model, history = train(keeper)
-    save_model(path, model)
-    with whole_file(history_path) as part:
-        part.write_text(json.dumps(asdict(history)))
-    keeper.remove()
-    return model, history
+    stem = f"{name}-{_fingerprint(*depends_on)}"
+    return Run(OUT).trained(f"{stem}-training", OUT / f"{stem}.pt", train)
 
 
 def _fingerprint(*parts) -> str:

@@ -88,6 +88,7 @@ class Step:
     move: Move
     class_weights: Tensor | None = None  # (K,)
     labelled: Tensor | None = None  # of a part: the whole batch's labelled weight times this part's share of its slices
+
     @cached_property
     def logits(self) -> Tensor:
         """f(x), (B, K, H, W)"""

@@ -77,7 +77,6 @@ def load_model(path: str | Path) -> Model:
             network = FCN8VGG16(**content["architecture"])
         check_tensors(content["weights"], network.state_dict(), path.stat().st_size)
         network.load_state_dict(content["weights"], assign=True)
-        network.requires_grad_(True)
         model = Model(network.to(device(), memory_format=torch.channels_last).eval(), content["axis"],
                       content["grid_mm"], content["input_px"], content["profile"], content["seed"], content["split"],
                       tuple(content.get("modalities", ())))

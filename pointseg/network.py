@@ -4,7 +4,6 @@ Simonyan and Zisserman 2015 (VGG16); Long, Shelhamer and Darrell 2015 (FCN).  Ax
 K classes, H height, W width.
 """
 
-import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pointseg.files import Damaged, ScanError, check_tensors, first_line, read_torch
+from pointseg.files import Damaged, ScanError, check_tensors, first_line, hash_of, read_torch
 from pointseg.parallel import Part, all_sum, gathered, world_size
 
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -264,8 +263,7 @@ def imagenet_file() -> Path:
         except (URLError, OSError, RuntimeError) as error:  # RuntimeError: its hash is wrong
             raise ScanError(f"{IMAGENET_URL}: ImageNet weights cannot be had ({first_line(error)}); "
                             f"{WITHOUT_IMAGENET}") from None
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = hash_of(path)
     if not found.startswith(expected):
         raise ScanError(f"{path}: its hash is {found[: len(expected)]}, expected {expected}: it is damaged or another "
                         "file; delete it, and it is downloaded again")

@@ -29,10 +29,6 @@ ENDING_S = 15  # which torchrun has to end the others, and to say whose end came
 LOST_SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset", "connection", "Socket", "Broken pipe")
 
 
-class Lost(ScanError):
-    """Another process has gone, and without it there is no next step."""
-
-
 @dataclass(frozen=True)
 class Part:
     """Which slices of a batch are at hand: `count` of `total`, from `first` on."""
@@ -187,7 +183,7 @@ def together() -> Iterator[None]:
         if who := _who_is_lost():
             print(f"{this}: {who}", file=sys.stderr, flush=True)
         time.sleep(ENDING_S)
-        raise Lost(said) from None
+        raise ScanError(said) from None
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()

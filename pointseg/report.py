@@ -1,6 +1,5 @@
 """What the procedure reports: the thesis's Table 1, table1.json, figures and models."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import numpy as np
 
 from pointseg import plot
 from pointseg.evaluate import Evaluation, number
-from pointseg.files import whole_file
+from pointseg.files import write_json
 from pointseg.metrics import per_class
 from pointseg.points import labelling_cost
 from pointseg.preprocess import Prepared
@@ -119,11 +118,6 @@ class Repeated:
         return "\n".join(lines)
 
 
-def write_repeated(repeated: Repeated, out: Path) -> None:
-    """table1.json, into a folder."""
-    write_json(out / "table1.json", repeated.as_dict())
-
-
 def write_table(table: Table, out: Path) -> None:
     """table1.json and the figures, into a folder."""
     plot.save(plot.stages(table.example.image, table.stages, table.example.spacing_mm, title=table.example.name),
@@ -133,12 +127,6 @@ def write_table(table: Table, out: Path) -> None:
     plot.save(plot.class_scores(dice), out / "per_class.png")
     plot.save(plot.confusion(table.scores["result"].confusion, CLASSES), out / "confusion.png")
     write_json(out / "table1.json", table.as_dict())
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a JSON file, whole or not at all."""
-    with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def peak_rss_mb() -> float:

@@ -5,7 +5,6 @@ of a scan.  run.json says what the work was for; with other arguments, data or c
 """
 
 import contextlib
-import hashlib
 import json
 import shutil
 import time
@@ -19,7 +18,7 @@ import numpy as np
 
 from pointseg.cache import VolumeFile, kept_volumes
 from pointseg.checkpoint import Checkpoints
-from pointseg.files import ScanError, whole_file
+from pointseg.files import ScanError, hash_of, write_json
 from pointseg.model import Model, load_model, save_model
 from pointseg.parallel import from_main, rank
 from pointseg.train import History
@@ -56,7 +55,7 @@ class Run:
             if path.is_file():
                 _refuse_other(path, now)
             else:
-                _write_json(path, now)
+                write_json(path, now)
 
         with contextlib.ExitStack() as stack:
             from_main(begin)
@@ -72,7 +71,7 @@ class Run:
         if self.folder is None:
             return make()
         if (known := self._json(f"{_safe(name)}.json", None)) is None:
-            _write_json(self.folder / f"{_safe(name)}.json", known := make())
+            write_json(self.folder / f"{_safe(name)}.json", known := make())
             self.keep_seconds()
         return known
 
@@ -97,7 +96,7 @@ class Run:
         model, history = train(Checkpoints(folder, on_write=self.keep_seconds))
         if rank() == 0:
             save_model(path, model)
-            _write_json(folder / DONE, {"model": _hash_of(path), "history": asdict(history)})
+            write_json(folder / DONE, {"model": hash_of(path), "history": asdict(history)})
             Checkpoints(folder).remove()
             self.keep_seconds()
         return model, history
@@ -107,13 +106,13 @@ class Run:
 
     def keep_seconds(self) -> None:
         if self.folder:
-            _write_json(self.folder / SECONDS, {"seconds": self.seconds})
+            write_json(self.folder / SECONDS, {"seconds": self.seconds})
 
     def _finished(self, name: str, path: Path) -> History | None:
         done = self._json(f"{name}/{DONE}" if name else DONE, None)
         if done is None:
             return None
-        if not path.is_file() or _hash_of(path) != done["model"]:
+        if not path.is_file() or hash_of(path) != done["model"]:
             print(f"{path}: is not the model that was trained here, so it is trained again")
             return None
         return History.from_dict(done["history"])
@@ -143,16 +142,6 @@ def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
 def _safe(name: str) -> str:
     """A case's name, as a path that stays where it belongs."""
     return quote(name).replace("..", "%2E%2E").lstrip("/")
-
-
-def _write_json(path: Path, content: object) -> None:
-    with whole_file(path) as part:
-        part.write_text(json.dumps(content))
-
-
-def _hash_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_other(path: Path, identity: dict) -> None:
