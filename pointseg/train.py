@@ -121,7 +121,7 @@ def training_step(network: nn.Module, batch: Batch, move: Move, terms: Sequence[
     labelled = None
     if len(starts) > 1 or part.count < part.total:
         weights = labels.new_ones(batch[2].shape[1], dtype=torch.float32) if class_weights is None else class_weights
-        labelled = all_sum(labelled_weight(labels, weights))
+        labelled = all_sum(torch.stack([labelled_weight(piece, weights) for piece in labels.split(at_once)]).sum(0))
     generator = _generator_state(batch[0].device) if len(starts) > 1 else None
     sums: dict[str, Tensor] = {}
     for start in starts:
@@ -331,9 +331,9 @@ def endless_batches(dataset: SliceDataset, batch: int, seed: int, start: int = 0
 
 
 def distributed(network: nn.Module) -> DistributedDataParallel:
-    with warnings.catch_warnings():  # of the option's newer name, which older versions do not know
+    with warnings.catch_warnings():  # of the newer name of the option for buffers, which older versions do not know
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(network, broadcast_buffers=False)  # they are the same in all processes
+        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _check_fits(state: dict, network: nn.Module) -> None:

@@ -6,8 +6,9 @@ Both train the same network on the same synthetic scans with the same whole batc
 profile's network and rate (no batch norm) on the classroom's grid, with ImageNet's weights where they are to be had;
 "classroom" is the classroom's, whose batch norm takes 26 further exchanges a step.  float64 tells whether the same is
 computed.  In float32 every change in the order of a sum sets off a divergence that grows from step to step: a ReLU or a
-maximum that decides otherwise.  The control shows how much of that has nothing to do with processes: one process with
-one thread against one with two.
+maximum that decides otherwise.  Two controls show that this has nothing to do with processes: one process with one
+thread against one with two, and, without batch norm, two processes against one with one thread that takes the batch in
+the same two pieces (`--micro-batch`), which adds up in the same order.
 """
 
 import argparse
@@ -41,7 +42,7 @@ PROFILES = {
                       imagenet_file=WEIGHTS, weak=replace(THESIS.weak, batch=8))}
 
 
-def train(name: str, double: bool, steps: int, threads: int, out: Path) -> None:
+def train(name: str, double: bool, steps: int, threads: int, pieces: int, out: Path) -> None:
     profile = PROFILES[name]
     torch.set_num_threads(threads)
     set_mixed_precision(False)
@@ -60,24 +61,26 @@ def train(name: str, double: bool, steps: int, threads: int, out: Path) -> None:
         moves, terms, losses, seconds = np.random.default_rng(0), terms_named(profile.terms, profile), [], []
         batches = endless_batches(dataset, profile.weak.batch, 0)
         for numbers, _ in zip(batch_numbers(len(dataset), profile.weak.batch, 0), range(steps)):
+            start = time.perf_counter()
             image, labels, extent = next(batches)
             batch: tuple[Tensor, ...] = (image.to(kind), labels, extent)
-            start = time.perf_counter()
             losses.append(training_step(trained, batch, draw_move(moves), terms, optimizer, weights,
-                                        parallel.part_of(len(numbers)))["total"].item())
+                                        parallel.part_of(len(numbers)),
+                                        -(-len(numbers) // pieces))["total"].item())
             seconds.append(time.perf_counter() - start)
         if parallel.rank() == 0:
             out.write_text(json.dumps([losses, statistics.median(seconds)]))
 
 
-def run(name: str, double: bool, steps: int, processes: int, threads: int) -> tuple[np.ndarray, float]:
+def run(name: str, double: bool, steps: int, processes: int, threads: int,
+        pieces: int = 1) -> tuple[np.ndarray, float]:
     """-> losses (steps,), median seconds of a step"""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "losses.json"
         start = [sys.executable] if processes == 1 else [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        done = subprocess.run([*start, __file__, "--train", name, str(int(double)), str(threads), str(out), "--steps",
-                               str(steps)], capture_output=True, text=True,
+        done = subprocess.run([*start, __file__, "--train", name, str(int(double)), str(threads), str(pieces), str(out),
+                               "--steps", str(steps)], capture_output=True, text=True,
                               env=os.environ | {"OMP_NUM_THREADS": str(threads)})
         if done.returncode:
             raise RuntimeError(done.stderr)
@@ -94,19 +97,21 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--only", nargs="+", choices=list(PROFILES), default=list(PROFILES), metavar="WORD")
-    p.add_argument("--train", nargs=4, help=argparse.SUPPRESS)
+    p.add_argument("--train", nargs=5, help=argparse.SUPPRESS)
     o = p.parse_args()
     if o.train:
-        train(o.train[0], o.train[1] == "1", o.steps, int(o.train[2]), Path(o.train[3]))
+        train(o.train[0], o.train[1] == "1", o.steps, int(o.train[2]), int(o.train[3]), Path(o.train[4]))
         return
     for name in o.only:
-        one, one_s = run(name, False, o.steps, 1, 2)
-        two, two_s = run(name, False, o.steps, 2, 1)
-        control, _ = run(name, False, o.steps, 1, 1)
-        print(f"{name}, float32: losses differ by {difference(one, two)}, asked 1e-5;\n"
-              f"{'':<{len(name) + 9}} control {difference(one, control)}")
+        one, two, control = (run(name, False, o.steps, *how)[0] for how in ((1, 2), (2, 1), (1, 1)))
+        print(f"{name}, float32, {o.steps} steps: losses differ by {difference(one, two)}, asked 1e-5;\n"
+              f"    one process with one thread or two: {difference(one, control)}", flush=True)
+        if name == "thesis":
+            print(f"    same pieces, one thread: {difference(run(name, False, o.steps, 1, 1, pieces=2)[0], two)}")
+        times = np.array([[run(name, False, o.steps // 3, *how)[1] for how in ((1, 2), (2, 1))] for _ in range(3)])
+        one_s, two_s = np.median(times, axis=0)
         print(f"{name}, float32: {one_s * 1e3:.0f} ms a step with two threads, {two_s * 1e3:.0f} ms with two "
-              f"processes: {one_s / two_s:.2f}x, asked 0.9x", flush=True)
+              f"processes: {np.median(times[:, 0] / times[:, 1]):.2f}x, asked 0.9x", flush=True)
         if name == "classroom":
             steps = min(o.steps, 20)  # in double precision convolutions are slow
             exact, other = (run(name, True, steps, *how)[0] for how in ((1, 2), (2, 1)))

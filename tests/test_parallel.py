@@ -7,6 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from pointseg import cli
+from pointseg import cli, parallel
 from pointseg.datasets import PARTS
 from pointseg.files import ScanError, read_torch
 from pointseg.model import Model, save_model
@@ -98,6 +101,16 @@ def test_two_processes_train_as_one(scans, tmp_path, batch_norm):
             torch.testing.assert_close(weights[1][name], x, rtol=tolerance, atol=tolerance)
 
 
+def test_two_processes_are_one_that_takes_the_same_pieces(scans, tmp_path):
+    """In float32, to the last bit: the same sums in the same order.  Without batch norm, which is never in pieces."""
+    two = train(tmp_path / "two", scans, 2, "--batch", "2", "--precision", "float32", batch_norm=False)
+    one = train(tmp_path / "one", scans, 1, "--batch", "2", "--precision", "float32", "--micro-batch", "1",
+                batch_norm=False)
+    weights = [torch.load(m, weights_only=True)["weights"] for m in (one, two)]
+    for name, x in weights[0].items():
+        assert torch.equal(weights[1][name], x), name
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_rank_ends_all(scans, tmp_path, lost):
     """Within 30 seconds, not zero, and said which one; started again, the training goes on and ends."""
@@ -151,6 +164,60 @@ def test_table1_is_not_for_torchrun(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert cli.main(["table1"]) == 1
     assert "--at-once" in capsys.readouterr().err
+
+
+# --- exchanges ---
+
+@pytest.fixture
+def other(monkeypatch) -> Connection:
+    """What rank 1 of 2 holds, where this process is rank 0."""
+    here, there = Pipe()
+    monkeypatch.setattr(parallel, "_pipes", {1: here})
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    return there
+
+
+@pytest.mark.parametrize("mine", [torch.tensor(0.5), torch.rand(3, 2), torch.rand(4, 3, dtype=torch.float64).t(),
+                                  torch.ones(2, 2, dtype=torch.bfloat16), torch.arange(3), torch.tensor([True, False])])
+def test_a_pipe_carries_every_tensor(other, mine):
+    theirs = ~mine if mine.dtype == torch.bool else mine + 1
+    other.send_bytes(theirs.contiguous().view(-1).view(torch.uint8).numpy())
+    assert torch.equal(parallel.gathered(mine), torch.stack([mine, theirs]))
+    assert other.recv_bytes() == mine.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def test_large_tensors_do_not_fill_a_pipe(other, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda out, x: [o.copy_(x) for o in out])
+    x = torch.rand(parallel.PIPE_BYTES)
+    assert torch.equal(parallel.gathered(x), torch.stack([x, x])) and not other.poll()
+
+
+def test_who_is_lost_or_silent_is_named(other, monkeypatch):
+    monkeypatch.setattr(parallel, "SILENCE", timedelta(seconds=0.1))
+    with pytest.raises(torch.distributed.DistNetworkError, match="rank 1 says nothing more: nothing came for 0:00:00"):
+        parallel.gathered(torch.rand(3))
+    other.close()
+    with pytest.raises(torch.distributed.DistNetworkError, match="rank 1 says nothing more"):
+        parallel.gathered(torch.rand(3))
+
+
+def test_three_processes_are_joined_each_with_each(tmp_path):
+    """Also with one that has other things to do first."""
+    script = tmp_path / "sum.py"
+    script.write_text("""
+import time, torch
+from pointseg import parallel
+with parallel.together():
+    r = parallel.rank()
+    time.sleep(r == 1)
+    assert len(parallel._pipes) == 2
+    for _ in range(100):
+        assert parallel.gathered(torch.full((3, 2), r)).tolist() == [[[i] * 2] * 3 for i in range(3)]
+    assert parallel.all_sum(torch.tensor(r + 0.5)) == 4.5
+assert not parallel._pipes
+""")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    subprocess.run([*torchrun, str(script)], check=True, timeout=100)
 
 
 # --- parts of a batch ---
