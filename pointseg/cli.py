@@ -191,9 +191,10 @@ def at_least(least: int):
 
 def table1(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
+    from pointseg.experiment import run
     from pointseg.files import check_folder, write_json
     from pointseg.phantom import write_phantoms
-    from pointseg.procedure import run, terms_named
+    from pointseg.procedure import terms_named
     from pointseg.report import Repeated, write_table
 
     profile, folder = chosen_profile(options), options.data
@@ -222,9 +223,9 @@ def table1(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     from pointseg.datasets import read_manifest
+    from pointseg.experiment import train_one
     from pointseg.files import check_folder
     from pointseg.parallel import rank, together
-    from pointseg.procedure import train_one
 
     with together():
         check_folder(options.output.parent)

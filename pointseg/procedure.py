@@ -1,12 +1,12 @@
-"""The thesis's procedure, from cases to its Table 1.
+"""The stages of the thesis's procedure, each a function, so that a notebook can run them one by one.
 
 prepare -> points -> three weak models -> pseudo masks -> final model; beside it the reference, trained on true masks.
-Every stage is a function, so that a notebook can run them one by one.
+`experiment.run` is all of them, to the thesis's Table 1.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pointseg.cache import VolumeFile, code_hash, hash_of_case, influential_modules, prepared_case
+from pointseg.cache import VolumeFile, prepared_case
 from pointseg.checkpoint import Checkpoints
-from pointseg.datasets import CENTROIDS, PARTS, Case, Split, cases_with_levels, published_split, split_cases
-from pointseg.evaluate import Evaluation, merged, one_hot, score_case
+from pointseg.datasets import PARTS, Case, Split, cases_with_levels, published_split, split_cases
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.losses import (
@@ -32,21 +31,18 @@ from pointseg.losses import (
 )
 from pointseg.metrics import weighted_dice
 from pointseg.model import Model
-from pointseg.network import device, mixed_precision, set_mixed_precision
-from pointseg.parallel import barrier, rank, share, side_by_side, world_size
-from pointseg.points import Points, grow_points, mean_further_points, sample_points
+from pointseg.network import device
+from pointseg.parallel import barrier, rank, share, world_size
+from pointseg.points import Points, sample_points
 from pointseg.predict import predict_slice, validation_score
 from pointseg.preprocess import Prepared, prepare
 from pointseg.profiles import EXTENT_RADIUS_MM, Profile
-from pointseg.report import Table
 from pointseg.runs import Run
 from pointseg.slices import AXES, Labelled, SliceDataset
 from pointseg.train import History, Schedule, fit
 from pointseg.volume import CLASSES, UNLABELLED, ScanError
 
 SMOOTHINGS = [(denoise, erosion) for denoise in (0, 1, 2) for erosion in (0, 1, 2)]  # iterations to choose from
-INDEPENDENT = (*AXES, "reference")  # models that wait for no other
-MODELS = (*AXES, "result", "reference")
 
 
 @dataclass(frozen=True)
@@ -69,33 +65,6 @@ class Machine:
 
 
 HERE = Machine()  # everything in memory, in this process
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is asked to do."""
-
-    cases: tuple[Case, ...]
-    profile: Profile
-    seed: int
-    terms: str
-    published: bool
-    machine: Machine
-    two_classes: bool = False
-
-    @cached_property
-    def split(self) -> Split:
-        return split_without_flaws(self.cases, self.seed, self.published, self.two_classes)
-
-
-def identity_of(plan: Plan) -> dict:
-    """All that a run's result depends on: its arguments, its data and its code."""
-    cases = [c for part in (plan.split.train, plan.split.validation, plan.split.test) for c in part]
-    return {"profile": asdict(plan.profile) | {"imagenet_file": str(plan.profile.imagenet_file)}, "seed": plan.seed,
-            "terms": plan.terms, "published split": plan.published, "split": names_of(plan.split),
-            "data": {case.name: hash_of_case(case) for case in cases},
-            "device": device().type, "mixed precision": mixed_precision(), "torch": torch.__version__,
-            "code": code_hash(influential_modules())}
 
 
 def split_without_flaws(cases: Sequence[Case], seed: int, published: bool = False, two_classes: bool = False) -> Split:
@@ -257,117 +226,3 @@ def fuse_all(weak: dict[str, Model], scans: Sequence[Prepared], smoothing: tuple
     return {scan.name: kept.volume(f"pseudo/{scan.name}", lambda scan=scan: pseudo_mask(
                 **hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1]))
             for scan in tqdm(scans, "fusing pseudo masks", unit="scan")}
-
-
-def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | None = None, data: str = "",
-        published: bool = False, out: Path | None = None, machine: Machine = HERE, restart: bool = False) -> Table:
-    """The whole procedure on the cases of a dataset folder.
-
-    terms: letters, where not given the profile's.  published: split as the sources do, not by the seed.  out: folder
-    for the models, and for all that it takes to go on after an end at any moment; restart: begin anew there.
-    """
-    plan = Plan(tuple(cases), profile, seed, profile.terms if terms is None else terms, published, machine)
-    if not any(c.mask_extent != CENTROIDS for c in plan.split.test):
-        raise ScanError("found no mask among the test scans, only centroids, expected some to score by; add a source "
-                        "with masks, or train and evaluate a model")
-    print(", ".join(f"{len(part)} {name}" for name, part in names_of(plan.split).items()) + " scans")
-    if out is None:
-        return _run(plan, Run(), None, data)
-    with Run.begin(out / "training", lambda: {"command": "table1"} | identity_of(plan), restart) as kept:
-        return _run(plan, kept, out, data)
-
-
-def _run(plan: Plan, kept: Run, out: Path | None, data: str) -> Table:
-    split, profile, seed, names = plan.split, plan.profile, plan.seed, names_of(plan.split)
-    scans = prepare_split(split, profile, plan.machine.cache)
-    points = draw_points(scans.train, seed)
-    paths = {name: out and out / f"{name}.pt" for name in MODELS}
-    if out and plan.machine.at_once > 1:
-        waiting = [name for name in INDEPENDENT if not kept.is_trained(name, paths[name])]
-        side_by_side(partial(_train_alone, plan, mixed_precision(), kept.folder, paths), waiting, plan.machine.at_once)
-    models, histories = {}, {}
-    for axis in AXES:
-        models[axis], histories[axis] = kept.trained(axis, paths[axis], partial(_weak, plan, scans, points, axis))
-    weak = dict(models)
-    counts = [np.array(kept.remember(f"smoothing/{scan.name}", lambda scan=scan: smoothing_counts(
-                  hard_predictions(weak, scan), scan).tolist()))
-              for scan in tqdm(scans.validation, "choosing smoothing", unit="scan")]
-    smoothing = best_smoothing(counts)
-    pseudo = fuse_all(weak, scans.train + scans.test, smoothing, kept)
-    for name, masks in (("result", [pseudo[scan.name] for scan in scans.train]), ("reference", None)):
-        models[name], histories[name] = kept.trained(name, paths[name], partial(_full, plan, scans, name, masks))
-
-    test_points = {p.scan.name: p for p in draw_points(scans.test, seed)}
-    others = {  # hard labels, from the weak models' vote and without any learning
-        "pseudo_mask": lambda scan: np.asarray(pseudo[scan.name]),
-        "watershed": lambda scan: grow_points(scan.image, test_points[scan.name].labels, scan.spacing_mm)}
-    of_test = {name: model.probabilities for name, model in models.items()} | {
-        name: lambda scan, f=f: one_hot(f(scan), len(CLASSES)) for name, f in others.items()}
-    of_training = {"pseudo_mask_train": lambda scan: one_hot(np.asarray(pseudo[scan.name]), len(CLASSES))}
-
-    def score(scores_of: dict, case: Case) -> dict[str, Evaluation]:
-        content = kept.remember(f"scores/{case.name}", lambda: {
-            name: e.to_json() for name, e in score_case(scores_of, models["result"].prepare, case).items()})
-        return {name: Evaluation.from_json(e) for name, e in content.items()}
-
-    scores = merged(score(functions, case) for functions, part in ((of_test, split.test), (of_training, split.train))
-                    for case in tqdm(part, "scoring", unit="scan"))
-    example = next(s for s, c in zip(scans.test, split.test, strict=True) if c.mask_extent != CENTROIDS)
-    stages = {"points": test_points[example.name].labels} | hard_predictions(weak, example)
-    stages |= {"pseudo mask": np.asarray(pseudo[example.name])}
-    stages |= hard_predictions({name: models[name] for name in ("result", "reference")}, example)
-    further_points = float(np.mean([mean_further_points(p.labels) for p in points]))
-    return Table(scores, histories, names, smoothing, further_points, kept.seconds, seed, profile.name, plan.terms,
-                 data, example, stages | {"truth": example.mask})
-
-
-def _weak(plan: Plan, scans: Scans, points: Sequence[Labelled], axis: str,
-          keeper: Checkpoints | None) -> tuple[Model, History]:
-    return train_weak(points, scans.validation, axis, plan.profile, plan.seed, terms_named(plan.terms, plan.profile),
-                      names_of(plan.split), keeper, plan.machine)
-
-
-def _full(plan: Plan, scans: Scans, name: str, masks: Sequence[np.ndarray | VolumeFile] | None,
-          keeper: Checkpoints | None) -> tuple[Model, History]:
-    """masks: of the training scans; None: their true ones."""
-    labelled = [Labelled(scan, scan.truth if masks is None else masks[i]) for i, scan in enumerate(scans.train)]
-    return train_full(labelled, scans.validation, "sagittal", plan.profile, plan.seed, names_of(plan.split), name,
-                      keeper, plan.machine)
-
-
-def _train_alone(plan: Plan, mixed: bool, folder: Path, paths: dict[str, Path], name: str) -> None:
-    """One of the independent models, in a process of its own."""
-    set_mixed_precision(mixed)
-    scans = prepare_split(plan.split, plan.profile, plan.machine.cache)
-    train = partial(_full, plan, scans, name, None) if name == "reference" else partial(
-        _weak, plan, scans, draw_points(scans.train, plan.seed), name)
-    Run(folder).trained(name, paths[name], train)
-
-
-def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Profile, seed: int,
-              terms: str | None = None, published: bool = False, path: Path | None = None,
-              machine: Machine = HERE, restart: bool = False) -> tuple[Model, History]:
-    """One model along one axis, from points or from masks, on the split that `run` would use.
-
-    path: of the model; beside it PATH-training then holds all that it takes to go on after an end at any moment.
-    """
-    plan = Plan(tuple(cases), profile, seed, profile.terms if terms is None else terms, published, machine,
-                two_classes=axis == "transverse")
-
-    def train(keeper: Checkpoints | None) -> tuple[Model, History]:
-        scans = prepare_split(plan.split, profile, machine.cache)
-        if from_points:
-            return _weak(plan, scans, draw_points(scans.train, seed), axis, keeper)
-        labelled = [Labelled(scan, scan.truth) for scan in scans.train]
-        return train_full(labelled, scans.validation, axis, profile, seed, names_of(plan.split), f"{axis}, masks",
-                          keeper, machine)
-
-    if path is None:
-        return train(None)
-    folder = path.with_name(f"{path.stem}-training")
-
-    def identity() -> dict:
-        return {"command": "train", "axis": axis, "labels": "points" if from_points else "masks"} | identity_of(plan)
-
-    with Run.begin(folder, identity, restart) as kept:
-        return kept.trained("", path, train)

@@ -137,8 +137,6 @@ def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
                 shutil.rmtree(path)
 
 
-
-
 def _safe(name: str) -> str:
     """A case's name, as a path that stays where it belongs."""
     return quote(name).replace("..", "%2E%2E").lstrip("/")

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from pointseg.cache import read_volumes
+from pointseg.experiment import MODELS
 from pointseg.files import read_torch
 from pointseg.phantom import write_phantoms
-from pointseg.procedure import MODELS
 
 UNEQUAL = ("seconds", "peak_rss_mb")  # of any two runs
 

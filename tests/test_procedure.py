@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from pointseg import cli, procedure, profiles
+from pointseg import cli, experiment, procedure, profiles
 from pointseg.datasets import read_manifest, split_cases, write_manifest
 from pointseg.files import write_image
 from pointseg.kernels import confusion_matrix
@@ -150,7 +150,7 @@ def test_point_weights_undo_the_share_of_points():
 def test_every_ablation_of_the_terms_trains(run_folder, letters):
     cases = read_manifest(run_folder / "scans")
     once = dataclasses.replace(TINY, weak=dataclasses.replace(QUICK, divisors=(1,), rounds=(1,), round_steps=2))
-    _, history = procedure.train_one(cases, "sagittal", True, once, seed=0, terms=letters)
+    _, history = experiment.train_one(cases, "sagittal", True, once, seed=0, terms=letters)
     named = {"P": {"point_term"}, "C": {"moved_point_term", "consistency_term"}, "E": {"extent_term"},
              "S": {"separation_term"}}
     expected = {"total"}.union(*(named[letter] for letter in letters))
