@@ -1,7 +1,8 @@
 """The state of a training on disk: checkpoints to go on from, and files to watch it by.
 
 checkpoint.pt is the last state, checkpoint-before.pt the one before it, in case the last is damaged.  history.csv has a
-line a round, images/ a picture a round: a validation slice as the network sees it, beside the truth.
+line a round, images/ a picture a round: a validation slice as the network sees it, beside the truth.  On request
+tensorboard/ has both for TensorBoard.
 """
 
 import contextlib
@@ -15,12 +16,13 @@ import numpy as np
 from torch import nn
 
 from pointseg.files import Damaged, first_line, read_torch, save_torch, whole_file
-from pointseg.train import History
+from pointseg.train import History, Round
 
 FORMAT = 1
 EVERY_S = 5.0  # of training lost at most, where nothing else is said
 WRITING_SHARE = 0.05  # of the time that writing may take: a large network is stored less often
 LAST, BEFORE, HISTORY, IMAGES = "checkpoint.pt", "checkpoint-before.pt", "history.csv", "images"
+TENSORBOARD = "tensorboard"
 
 
 class Checkpoints:
@@ -30,6 +32,8 @@ class Checkpoints:
                  on_write: Callable[[], None] = lambda: None):
         """picture: (H, W, 3) uint8 of what the network sees; on_write: called after each checkpoint."""
         self.folder, self.picture, self.on_write = folder, picture, on_write
+        self.tensorboard = False  # whether `show` writes for it, too
+        self._events = None
         self.last_s, self.cost_s = time.monotonic(), 0.0
 
     def due(self, least_s: float = EVERY_S) -> bool:
@@ -72,12 +76,27 @@ class Checkpoints:
 
     def show(self, history: History, network: nn.Module) -> None:
         """Write history.csv and the picture of its last round."""
+        last, image = history.rounds[-1], self.picture and self.picture(network)
         write_history(self.folder / HISTORY, history)
-        if self.picture:
+        if image is not None:
             from matplotlib.image import imsave  # half a second, and only here
 
-            with whole_file(self.folder / IMAGES / f"{history.rounds[-1].step:07d}.png") as part:
-                imsave(part, self.picture(network))
+            with whole_file(self.folder / IMAGES / f"{last.step:07d}.png") as part:
+                imsave(part, image)
+        if self.tensorboard:
+            self._show_tensorboard(last, image)
+
+    def _show_tensorboard(self, last: Round, image: np.ndarray | None) -> None:
+        if self._events is None:  # what a killed process has shown of rounds that are done again is hidden
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(self.folder / TENSORBOARD, purge_step=last.step)
+        scalars = {f"loss/{name}": value for name, value in last.losses.items()}
+        for name, value in (scalars | {"learning rate": last.learning_rate, "validation": last.validation}).items():
+            self._events.add_scalar(name, value, last.step)
+        if image is not None:
+            self._events.add_image("middle slice", image, last.step, dataformats="HWC")
+        self._events.flush()
 
 
 def write_history(path: Path, history: History) -> None:

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from pointseg.importers import NAMES
@@ -145,6 +146,8 @@ def training_options(p: argparse.ArgumentParser) -> None:
                    "the CPU's memory instead (default: found out)")
     p.add_argument("--precision", choices=("mixed", "float32"), default="mixed", help="mixed (default): bfloat16 where "
                    "the hardware has it")
+    p.add_argument("--tensorboard", action="store_true", help="write what history.csv and images/ show for TensorBoard "
+                   "as well, which is a package of its own, into tensorboard/ beside them")
 
 
 def chosen_profile(options: argparse.Namespace):
@@ -169,12 +172,16 @@ def chosen_machine(options: argparse.Namespace):
     from pointseg.procedure import Machine
     from pointseg.runs import remove_leftovers
 
+    if options.tensorboard and not find_spec("tensorboard"):
+        raise ScanError("--tensorboard: its package is not installed; pip install tensorboard, or leave it out and see "
+                        "history.csv and images/")
     check_folder(options.cache)
     remove_leftovers(options.cache, older_than_s=3600)  # others may be writing there
     set_mixed_precision(options.precision == "mixed")
     gpus = torch.cuda.device_count()
     workers = options.workers if options.workers is not None else min(4, (os.cpu_count() or 1) - 1) if gpus else 0
-    return Machine(options.cache, workers, options.micro_batch, getattr(options, "at_once", None) or max(1, gpus))
+    return Machine(options.cache, workers, options.micro_batch, getattr(options, "at_once", None) or max(1, gpus),
+                   options.tensorboard)
 
 
 def at_least(least: int):

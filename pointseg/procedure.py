@@ -62,6 +62,7 @@ class Machine:
     workers: int = 0  # processes that make batches; 0: the training's own
     micro_batch: int | None = None  # slices at a time, where a batch does not fit into memory
     at_once: int = 1  # models trained side by side
+    tensorboard: bool = False  # write for it, where checkpoints are kept
 
 
 HERE = Machine()  # everything in memory, in this process
@@ -170,6 +171,7 @@ def _train(dataset: SliceDataset, validation: Sequence[Prepared], axis: str, pro
     network = profile.network(dataset.num_classes, seed).to(device())
     if keeper:
         keeper.picture = partial(picture_of, scan=validation[0], axis=axis, input_px=profile.input_px)
+        keeper.tensorboard = machine.tensorboard
     history = fit(network, dataset, terms, schedule,
                   lambda n: validation_score(n, validation, axis, profile.input_px), seed, name, class_weights, keeper,
                   machine.workers, machine.micro_batch)

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -213,6 +215,60 @@ def test_what_one_can_watch(tmp_path):
     assert [float(r["point_term"]) for r in rows] == [r.losses["point_term"] for r in history.rounds]
     assert [float(r["validation"]) for r in rows] == [r.validation for r in history.rounds]
     assert sorted(p.name for p in (tmp_path / "images").iterdir()) == [f"{s:07d}.png" for s in (5, 10, 15, 20)]
+
+
+class Events:
+    """What TensorBoard's writer is told; the package itself is not among those that are tested with."""
+
+    def __init__(self, log_dir: Path, purge_step: int):
+        self.log_dir, self.purge_step, self.scalars, self.images = log_dir, purge_step, [], []
+        written.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.append((name, value, step))
+
+    def add_image(self, name: str, image: np.ndarray, step: int, dataformats: str) -> None:
+        self.images.append((name, image.shape, step, dataformats))
+
+    def flush(self) -> None:
+        self.flushed = len(self.scalars)
+
+
+written: list[Events] = []
+
+
+def test_tensorboard_is_told_the_same(tmp_path, monkeypatch):
+    """Each round once; gone on with, what a killed process may have told of later rounds is hidden."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Events))
+    written.clear()
+
+    class Shown(EachStep):
+        def show(self, history: History, network: torch.nn.Module) -> None:
+            super().show(history, network)
+            if history.rounds[-1].step == 10 and not written[1:]:
+                raise Killed
+
+    for _ in range(2):
+        keeper = Shown(tmp_path, picture=lambda network: np.full((8, 9, 3), 200, np.uint8))
+        keeper.tensorboard = True
+        with suppress(Killed):
+            history, _ = trained(keeper)
+    first, second = written
+    assert first.log_dir == second.log_dir == tmp_path / "tensorboard"
+    assert (first.purge_step, second.purge_step) == (5, 10)  # the state that was stored lies before the second round
+    assert [i[2] for i in first.images] == [5, 10] and [i[2] for i in second.images] == [10, 15, 20]
+    assert second.images[0] == ("middle slice", (8, 9, 3), 10, "HWC")
+    last = history.rounds[-1]
+    assert second.scalars[-5:] == [
+        *((f"loss/{name}", value, 20) for name, value in last.losses.items()),
+        ("learning rate", last.learning_rate, 20), ("validation", last.validation, 20)]
+    assert second.flushed == len(second.scalars) == 15
+
+
+def test_tensorboard_is_asked_for_where_it_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert cli.main(["table1", "--tensorboard"]) == 1
+    assert "--tensorboard: its package is not installed; pip install tensorboard" in capsys.readouterr().err
 
 
 def test_watching(tmp_path, monkeypatch):
