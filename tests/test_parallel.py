@@ -201,8 +201,11 @@ def test_who_is_lost_or_silent_is_named(other, monkeypatch):
         parallel.gathered(torch.rand(3))
 
 
-def test_three_processes_are_joined_each_with_each(tmp_path):
-    """Also with one that has other things to do first."""
+@pytest.mark.parametrize("pipes", [2, 0])
+def test_three_processes_are_joined_each_with_each(tmp_path, pipes):
+    """Also with one that has other things to do first; and without pipes, where a socket's path would be too long."""
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
     script = tmp_path / "sum.py"
     script.write_text("""
 import time, torch
@@ -210,14 +213,15 @@ from pointseg import parallel
 with parallel.together():
     r = parallel.rank()
     time.sleep(r == 1)
-    assert len(parallel._pipes) == 2
+    assert len(parallel._pipes) == PIPES
     for _ in range(100):
         assert parallel.gathered(torch.full((3, 2), r)).tolist() == [[[i] * 2] * 3 for i in range(3)]
     assert parallel.all_sum(torch.tensor(r + 0.5)) == 4.5
 assert not parallel._pipes
-""")
+""".replace("PIPES", str(pipes)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    subprocess.run([*torchrun, str(script)], check=True, timeout=100)
+    subprocess.run([*torchrun, str(script)], check=True, timeout=100,
+                   env=os.environ | ({} if pipes else {"TMPDIR": str(long)}))
 
 
 # --- parts of a batch ---
