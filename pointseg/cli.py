@@ -136,14 +136,14 @@ def training_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--published-split", action="store_true", help="split as the sources do, where the manifest's "
                    "column \"part\" says so, not 4/6, 1/6, 1/6 of the patients")
     p.add_argument("--restart", action="store_true", help="begin anew, and throw away what an earlier run has left")
-    p = p.add_argument_group("the machine", "What a run may use. Only --precision changes what is computed.")
+    p = p.add_argument_group("the machine", "What a run may use. Only --precision changes more than rounding.")
     p.add_argument("--cache", type=Path, default=Path("out/cache"), metavar="DIR", help="folder of prepared scans, "
                    "which all runs and processes share and which may be deleted between them (default out/cache)")
     p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that make batches (default: 0, which "
                    "means the training itself; with a GPU 4)")
     p.add_argument("--micro-batch", type=at_least(1), metavar="N", help="slices at a time, whose gradients are added "
                    "up to the batch's, where a GPU is too small; with batch norm what the backward pass needs waits in "
-                   "the CPU's memory instead (default: found out)")
+                   "the CPU's memory instead (default: found out, by one process)")
     p.add_argument("--precision", choices=("mixed", "float32"), default="mixed", help="mixed (default): bfloat16 where "
                    "the hardware has it")
     p.add_argument("--tensorboard", action="store_true", help="write what history.csv and images/ show for TensorBoard "

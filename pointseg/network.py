@@ -132,9 +132,13 @@ class _SharedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope: Tensor, *_) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, var, total = ctx.saved_tensors
-        direct, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            slope, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
-        # Through the statistics each slice moves all others: an affine map of x, which batch norm is best at.
+        if len(x):
+            direct, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+                slope, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
+        else:  # where torch divides by zero
+            direct, by_weight, by_bias = slope.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
+        # weight / std * (slope - mean(slope) - y * mean(slope * y)), y = (x - mean) / std: the first term is direct,
+        # the means, over the slices of all processes, make an affine map of x, which is a batch norm again.
         by_mean = all_sum(torch.stack([by_weight, by_bias])) * (-weight * (var + ctx.eps).rsqrt() / total)
         indirect = F.batch_norm(x, mean, var, *by_mean, False, 0.0, ctx.eps)
         return direct.add_(indirect), by_weight, by_bias, None

@@ -28,8 +28,8 @@ from torch import Tensor
 from pointseg.files import ScanError, first_line
 
 T = TypeVar("T")
-SILENCE = timedelta(minutes=10)  # after which a process that takes part in nothing counts as lost
-PIPE_BYTES = 2**15  # what every pipe holds, so that all can send before one receives
+SILENCE = timedelta(hours=1)  # after which a process counts as lost; before a run all wait until its data are hashed
+PIPE_BYTES = 4000  # of which every system's pipe holds two, so that all can send before one receives
 ENDING_S = 15  # which torchrun has to end the others, and to say whose end came first
 LOST_SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset", "connection", "Socket", "Broken pipe")
 
@@ -83,7 +83,8 @@ def gathered(x: Tensor) -> Tensor:
         with _said_of(other):
             if not pipe.poll(SILENCE.total_seconds()):
                 raise TimeoutError(f"nothing came for {SILENCE}")
-            pipe.recv_bytes_into(rows[other])
+            if pipe.recv_bytes_into(rows[other]) < x.nbytes:
+                raise OSError("its message is too short")  # it is at another place of the training
     return out
 
 
@@ -92,8 +93,8 @@ def _said_of(other: int) -> Iterator[None]:
     """A pipe's end is torch's error for a lost connection, and names the process at its other end."""
     try:
         yield
-    except (EOFError, OSError) as error:
-        raise dist.DistNetworkError(f"rank {other} says nothing more: {first_line(error)}") from None
+    except (EOFError, OSError, multiprocessing.ProcessError) as error:  # the last: a message that is too long
+        raise dist.DistNetworkError(f"rank {other} cannot be heard: {first_line(error)}") from None
 
 
 def all_sum(x: Tensor) -> Tensor:
@@ -178,10 +179,11 @@ def _alone(work: Callable[[str], None], name: str, place: int, at_once: int, par
         sys.exit(1)
 
 
-def take_cores(processes: int) -> None:
-    """This process is one of several: each takes its share of the cores."""
+def take_cores(processes: int, of_torch: bool = True) -> None:
+    """This process is one of several on a machine: each takes its share of the cores."""
     threads = max(1, (os.cpu_count() or 1) // processes)
-    torch.set_num_threads(threads)
+    if of_torch:
+        torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
 
 
@@ -201,7 +203,7 @@ def together() -> Iterator[None]:
                             "most one for each; start fewer")
         torch.cuda.set_device(here)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=SILENCE)
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # torchrun has set torch's
+    take_cores(int(os.environ["LOCAL_WORLD_SIZE"]), of_torch=False)  # torch's are OMP_NUM_THREADS; of torchrun 1
     try:
         if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"] and not torch.cuda.is_available():
             _pipes.update(_pipes_to_all())
@@ -233,8 +235,9 @@ def _pipes_to_all() -> dict[int, Connection]:
         if None in addresses:
             return {}
         for other in range(rank()):
-            pipes[other] = Client(addresses[other])
-            pipes[other].send(rank())
+            with _said_of(other):
+                pipes[other] = Client(addresses[other])
+                pipes[other].send(rank())
         for _ in range(rank() + 1, world_size()):
             pipe = door.accept()
             pipes[pipe.recv()] = pipe

@@ -119,8 +119,9 @@ def training_step(network: nn.Module, batch: Batch, move: Move, terms: Sequence[
     at_once = micro_batch or max(count, 1)
     starts = range(0, max(count, 1), at_once)  # a process without slices still takes part, with none
     labelled = None
-    if len(starts) > 1 or part.count < part.total:
+    if len(starts) > 1 or world_size() > 1:
         weights = labels.new_ones(batch[2].shape[1], dtype=torch.float32) if class_weights is None else class_weights
+        # Piece by piece, so that processes that have a piece each add up the same numbers in the same order.
         labelled = all_sum(torch.stack([labelled_weight(piece, weights) for piece in labels.split(at_once)]).sum(0))
     generator = _generator_state(batch[0].device) if len(starts) > 1 else None
     sums: dict[str, Tensor] = {}
@@ -137,10 +138,10 @@ def training_step(network: nn.Module, batch: Batch, move: Move, terms: Sequence[
                 step = Step(network, image.to(memory_format=torch.channels_last), target, extent, move, class_weights,
                             None if labelled is None else labelled * share)
                 total, values = weighted_total(terms, step)
-            # DistributedDataParallel takes the mean over processes, which here have to add up.
-            (total if share == 1 else total * (share * world_size())).backward()
+            scale = share * world_size()  # DistributedDataParallel takes the mean over processes, which have to add up
+            (total if scale == 1 else total * scale).backward()
         for name, value in (values | {"total": total.detach()}).items():
-            value = value if share == 1 else value * share
+            value = value * share if share else torch.zeros_like(value)  # the mean of no slices is no number
             sums[name] = sums[name] + value if name in sums else value
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -331,7 +332,8 @@ def endless_batches(dataset: SliceDataset, batch: int, seed: int, start: int = 0
 
 
 def distributed(network: nn.Module) -> DistributedDataParallel:
-    with warnings.catch_warnings():  # of the newer name of the option for buffers, which older versions do not know
+    # Buffers are the same everywhere and are not sent; gradients that are views of what is sent take half the memory.
+    with warnings.catch_warnings():  # of the first option's newer name, which older versions do not know
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 

@@ -26,6 +26,7 @@ from pointseg.parallel import Part, part_of, share, side_by_side
 from pointseg.phantom import write_phantoms
 
 TESTS = Path(__file__).parent
+ALONE = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # a thread each, and no GPU
 SCRIPT = """
 import dataclasses, sys
 sys.path[:0] = [{tests!r}]
@@ -46,6 +47,37 @@ train.training_step = lambda net, batch, move, terms, opt, weights=None, part=No
 apply = network.functional_call
 network.functional_call = lambda net, weights, x: apply(net, weights, x.double())
 """
+STEPS = """
+import copy, sys
+sys.path[:0] = [{tests!r}]
+import torch
+from test_train import TERMS, tiny_network
+from pointseg import parallel
+from pointseg.losses import Move
+from pointseg.train import distributed, training_step
+
+def own_term(step):
+    return step.logits.square().mean()
+
+terms = [*TERMS, (0.1, own_term)]
+with parallel.together():
+    network = tiny_network({batch_norm}, 6).double().train()
+    trained = distributed(network) if parallel.world_size() > 1 else network
+    optimizer, weights = torch.optim.SGD(network.parameters(), 0.1), torch.arange(1, 7) / 3.0
+    states = []
+    for total in (3, 1, 2, 1, 4):
+        torch.manual_seed(total)
+        batch = (torch.rand(total, 3, 64, 32, dtype=torch.float64), torch.randint(6, (total, 64, 32)).byte(),
+                 torch.rand(total, 6, 64, 32) < 0.5)
+        batch[1][torch.rand(total, 64, 32) < 0.9] = 255
+        part = parallel.part_of(total)
+        values = training_step(trained, tuple(x[part.first : part.first + part.count] for x in batch), Move(True, 1),
+                               terms, optimizer, weights.double(), part)
+        assert list(values) == [term.__name__ for _, term in terms] + ["total"]
+        states.append([values, copy.deepcopy(network.state_dict())])
+    if parallel.rank() == 0:
+        torch.save(states, sys.argv[1])
+"""
 SLOW = """
 import time
 step = train.training_step
@@ -64,8 +96,12 @@ def scans(tmp_path_factory) -> Path:
 def command(folder: Path, processes: int, batch_norm: bool = True, more: str = "") -> list[str]:
     script = folder / "command.py"
     script.write_text(SCRIPT.format(tests=str(TESTS), batch_norm=batch_norm, more=more))
+    return [*launcher(processes), str(script)]
+
+
+def launcher(processes: int) -> list[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *(torchrun if processes > 1 else []), str(script)]
+    return [sys.executable, *(torchrun if processes > 1 else [])]
 
 
 def train(folder: Path, scans: Path, processes: int, *options: str, **how) -> Path:
@@ -74,7 +110,7 @@ def train(folder: Path, scans: Path, processes: int, *options: str, **how) -> Pa
     model = folder / "model.pt"
     arguments = ["train", "--data", str(scans), "--cache", str(folder / "cache"), "-o", str(model), *options]
     done = subprocess.run([*command(folder, processes, **how), *arguments], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+                          env=ALONE, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best validation Dice_wi") == 1  # one process speaks
     return model
@@ -101,6 +137,19 @@ def test_two_processes_train_as_one(scans, tmp_path, batch_norm):
             torch.testing.assert_close(weights[1][name], x, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("batch_norm", [True, False], ids=["norm", "plain"])
+def test_steps_with_fewer_slices_than_processes(tmp_path, batch_norm):
+    """An epoch's last batch may be one slice: the other processes take part without any."""
+    script, found = tmp_path / "steps.py", []
+    script.write_text(STEPS.format(tests=str(TESTS), batch_norm=batch_norm))
+    for processes in (1, 2, 3):
+        subprocess.run([*launcher(processes), str(script), str(tmp_path / "state.pt")], check=True, timeout=100,
+                       env=ALONE)
+        found.append(torch.load(tmp_path / "state.pt", weights_only=True))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-12)
+
+
 def test_two_processes_are_one_that_takes_the_same_pieces(scans, tmp_path):
     """In float32, to the last bit: the same sums in the same order.  Without batch norm, which is never in pieces."""
     two = train(tmp_path / "two", scans, 2, "--batch", "2", "--precision", "float32", batch_norm=False)
@@ -117,7 +166,7 @@ def test_a_killed_rank_ends_all(scans, tmp_path, lost):
     model = tmp_path / "model.pt"
     arguments = ["train", "--data", str(scans), "--cache", str(tmp_path / "cache"), "-o", str(model)]
     process = subprocess.Popen([*command(tmp_path, 2, more=SLOW), *arguments], stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                               stderr=subprocess.STDOUT, text=True, env=ALONE)
     deadline = time.time() + 120
     while not (tmp_path / "model-training" / "checkpoint.pt").is_file():
         assert process.poll() is None and time.time() < deadline
@@ -135,12 +184,12 @@ def test_a_killed_rank_ends_all(scans, tmp_path, lost):
     for pid in ranks.values():
         assert not Path(f"/proc/{pid}").exists()
     done = subprocess.run([*command(tmp_path, 2), *arguments], capture_output=True, text=True, timeout=200,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          env=ALONE)
     assert done.returncode == 0 and model.is_file() and read_torch(model)["weights"]
 
 
-def test_an_error_of_the_first_rank_is_told_once(tmp_path):
-    """Bad input: one line, and no process waits for another."""
+def test_bad_input_ends_all(tmp_path):
+    """No process waits for another."""
     process = subprocess.run([*command(tmp_path, 2), "train", "--data", "nowhere", "-o", str(tmp_path / "m.pt")],
                              capture_output=True, text=True, timeout=100)
     assert process.returncode != 0 and "nowhere: no such folder" in process.stderr
@@ -192,12 +241,19 @@ def test_large_tensors_do_not_fill_a_pipe(other, monkeypatch):
     assert torch.equal(parallel.gathered(x), torch.stack([x, x])) and not other.poll()
 
 
+@pytest.mark.parametrize(("size", "said"), [(8, "its message is too short"), (16, "")])
+def test_who_is_at_another_place_is_named(other, size, said):
+    other.send_bytes(bytes(size))
+    with pytest.raises(torch.distributed.DistNetworkError, match=f"rank 1 cannot be heard: .*{said}"):
+        parallel.gathered(torch.rand(3))
+
+
 def test_who_is_lost_or_silent_is_named(other, monkeypatch):
     monkeypatch.setattr(parallel, "SILENCE", timedelta(seconds=0.1))
-    with pytest.raises(torch.distributed.DistNetworkError, match="rank 1 says nothing more: nothing came for 0:00:00"):
+    with pytest.raises(torch.distributed.DistNetworkError, match="rank 1 cannot be heard: nothing came for 0:00:00"):
         parallel.gathered(torch.rand(3))
     other.close()
-    with pytest.raises(torch.distributed.DistNetworkError, match="rank 1 says nothing more"):
+    with pytest.raises(torch.distributed.DistNetworkError, match="rank 1 cannot be heard"):
         parallel.gathered(torch.rand(3))
 
 
@@ -219,9 +275,8 @@ with parallel.together():
     assert parallel.all_sum(torch.tensor(r + 0.5)) == 4.5
 assert not parallel._pipes
 """.replace("PIPES", str(pipes)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    subprocess.run([*torchrun, str(script)], check=True, timeout=100,
-                   env=os.environ | ({} if pipes else {"TMPDIR": str(long)}))
+    subprocess.run([*launcher(3), str(script)], check=True, timeout=100,
+                   env=ALONE | ({} if pipes else {"TMPDIR": str(long)}))
 
 
 # --- parts of a batch ---

@@ -507,7 +507,7 @@ def test_seeds_report_mean_and_spread(scans, whole, tmp_path, capsys):
     assert_same_table(tmp_path / "seed0", whole)
 
 
-def test_train_goes_on_and_keeps_what_one_can_watch(scans, tmp_path, capsys):
+def test_train_goes_on_and_keeps_what_one_can_watch(scans, tmp_path, capsys, monkeypatch):
     script, model = command(tmp_path), tmp_path / "sagittal.pt"
     arguments = ["train", "--data", str(scans), "--cache", str(tmp_path / "cache"), "-o", str(model)]
     process = subprocess.Popen([sys.executable, str(script), *arguments], stdout=subprocess.PIPE,
@@ -518,7 +518,11 @@ def test_train_goes_on_and_keeps_what_one_can_watch(scans, tmp_path, capsys):
     process.kill()
     process.communicate()
     assert not model.exists()
-    assert cli.main(arguments) == 0
+    written.clear()
+    monkeypatch.setattr(cli, "find_spec", lambda name: name == "tensorboard")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Events))
+    assert cli.main([*arguments, "--tensorboard"]) == 0
+    assert [events.log_dir for events in written] == [tmp_path / "sagittal-training" / "tensorboard"]
     assert "best validation" in capsys.readouterr().out
     assert not last.exists() and (tmp_path / "sagittal-training" / "history.csv").is_file()
     assert cli.main([*arguments[:-1], str(tmp_path / "again.pt")]) == 0
