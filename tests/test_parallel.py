@@ -191,7 +191,7 @@ def test_a_killed_rank_ends_all(scans, tmp_path, lost):
 def test_bad_input_ends_all(tmp_path):
     """No process waits for another."""
     process = subprocess.run([*command(tmp_path, 2), "train", "--data", "nowhere", "-o", str(tmp_path / "m.pt")],
-                             capture_output=True, text=True, timeout=100)
+                             capture_output=True, text=True, timeout=100, env=ALONE)
     assert process.returncode != 0 and "nowhere: no such folder" in process.stderr
 
 
@@ -202,7 +202,7 @@ def test_two_processes_evaluate_as_one(scans, tmp_path):
     said = []
     for n in (1, 2):
         done = subprocess.run([*command(tmp_path, n), "evaluate", str(model), "--data", str(scans), "--json",
-                               str(tmp_path / f"{n}.json")], capture_output=True, text=True, timeout=200)
+                               str(tmp_path / f"{n}.json")], capture_output=True, text=True, timeout=200, env=ALONE)
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     assert said[0] == said[1] and "7 scans" in said[0]
