@@ -107,7 +107,8 @@ def _run(plan: Plan, kept: Run, out: Path | None, data: str) -> Table:
     smoothing = best_smoothing(counts)
     pseudo = fuse_all(weak, scans.train + scans.test, smoothing, kept)
     for name, masks in (("result", [pseudo[scan.name] for scan in scans.train]), ("reference", None)):
-        models[name], histories[name] = kept.trained(name, paths[name], partial(_full, plan, scans, name, masks))
+        models[name], histories[name] = kept.trained(name, paths[name],
+                                                     partial(_full, plan, scans, "sagittal", name, masks))
 
     test_points = {p.scan.name: p for p in draw_points(scans.test, plan.seed)}
     scores = _score(plan, kept, models, pseudo, test_points)
@@ -147,19 +148,19 @@ def _weak(plan: Plan, scans: Scans, points: Sequence[Labelled], axis: str,
                       names_of(plan.split), keeper, plan.machine)
 
 
-def _full(plan: Plan, scans: Scans, name: str, masks: Sequence[np.ndarray | VolumeFile] | None,
+def _full(plan: Plan, scans: Scans, axis: str, name: str, masks: Sequence[np.ndarray | VolumeFile] | None,
           keeper: Checkpoints | None) -> tuple[Model, History]:
     """masks: of the training scans; None: their true ones."""
     labelled = [Labelled(scan, scan.truth if masks is None else masks[i]) for i, scan in enumerate(scans.train)]
-    return train_full(labelled, scans.validation, "sagittal", plan.profile, plan.seed, names_of(plan.split), name,
-                      keeper, plan.machine)
+    return train_full(labelled, scans.validation, axis, plan.profile, plan.seed, names_of(plan.split), name, keeper,
+                      plan.machine)
 
 
 def _train_alone(plan: Plan, mixed: bool, folder: Path, paths: dict[str, Path], name: str) -> None:
     """One of the independent models, in a process of its own."""
     set_mixed_precision(mixed)
     scans = prepare_split(plan.split, plan.profile, plan.machine.cache)
-    train = partial(_full, plan, scans, name, None) if name == "reference" else partial(
+    train = partial(_full, plan, scans, "sagittal", name, None) if name == "reference" else partial(
         _weak, plan, scans, draw_points(scans.train, plan.seed), name)
     Run(folder).trained(name, paths[name], train)
 
@@ -178,9 +179,7 @@ def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Prof
         scans = prepare_split(plan.split, profile, machine.cache)
         if from_points:
             return _weak(plan, scans, draw_points(scans.train, seed), axis, keeper)
-        labelled = [Labelled(scan, scan.truth) for scan in scans.train]
-        return train_full(labelled, scans.validation, axis, profile, seed, names_of(plan.split), f"{axis}, masks",
-                          keeper, machine)
+        return _full(plan, scans, axis, f"{axis}, masks", None, keeper)
 
     if path is None:
         return train(None)

@@ -532,6 +532,14 @@ def test_train_goes_on_and_keeps_what_one_can_watch(scans, tmp_path, capsys, mon
     assert "labels ('points' there, 'masks' now)" in capsys.readouterr().err
 
 
+def test_a_model_of_masks_is_the_reference(scans, whole, tmp_path):
+    path = tmp_path / "masks.pt"
+    assert cli.main(["train", "--data", str(scans), "--cache", str(tmp_path / "cache"), "--labels", "masks",
+                     "-o", str(path)]) == 0
+    weights, expected = (read_torch(p)["weights"] for p in (path, whole / "reference.pt"))
+    assert all(torch.equal(x, expected[name]) for name, x in weights.items()) and len(weights) == len(expected)
+
+
 def test_the_schedule_is_part_of_a_run(scans, whole, monkeypatch, capsys):
     monkeypatch.setitem(profiles.PROFILES, "classroom", dataclasses.replace(TINY, full=dataclasses.replace(
         QUICK, round_steps=11)))
