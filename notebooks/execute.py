@@ -14,8 +14,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-from pointseg import plot
-from pointseg.files import whole_file
+from pointseg.report import plot
+from pointseg.scans.files import whole_file
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"

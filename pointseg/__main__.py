@@ -1,5 +1,5 @@
 import sys
 
-from pointseg.cli import main
+from pointseg.commands.main import main
 
 sys.exit(main())

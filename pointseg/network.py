@@ -6,23 +6,17 @@ K classes, H height, W width.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pointseg.files import Damaged, ScanError, check_tensors, first_line, hash_of, read_torch
-from pointseg.parallel import Part, all_sum, gathered, world_size
+from pointseg.runs.parallel import Part, all_sum, gathered, world_size
 
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 FULLY_CONNECTED = 4096
-IMAGENET_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"  # the name ends in the file's hash
 IMAGENET_MEAN, IMAGENET_STD = 0.449, 0.226  # of torchvision's inputs in 0..1, over its three colours: a slice has one
-WITHOUT_IMAGENET = ("name a file with --imagenet FILE, or train from scratch with --imagenet none, which costs "
-                    "accuracy and time")
 STRIDE = 32  # of the deepest feature map: inputs are multiples of it
 
 
@@ -211,61 +205,3 @@ def for_inference(network: nn.Module) -> Callable[[Tensor], Tensor]:
         with torch.inference_mode(), autocast(where):
             return functional_call(network, weights, x.to(where, memory_format=torch.channels_last)).float()
     return apply
-
-
-def load_imagenet(network: FCN8VGG16, path: str | Path | None = None) -> list[str]:
-    """Fill a full-width network without batch norm with VGG16's ImageNet weights.   -> names of layers it did not find.
-
-    path: a file in torchvision's format; without it torch.hub's cache, or a download whose hash is checked.  VGG16's
-    first two fully connected layers become convolutions; a file may lack them.  Score layers start at zero (Long et al.
-    section 4.3): VGG16's activations reach hundreds, and random scores of them would swamp the first steps.
-    """
-    path = imagenet_file() if path is None else Path(path)
-    if not path.is_file():
-        raise ScanError(f"{path}: no such file, expected VGG16's ImageNet weights; {WITHOUT_IMAGENET}")
-    own = network.state_dict()
-    try:
-        state = read_torch(path)
-        if not isinstance(state, dict) or not own.keys() & state.keys():
-            raise ScanError(f"{path}: holds no parameter of VGG16, expected features.0.weight and so on")
-        found = {name: as_parameter(x, own[name]) for name, x in state.items() if name in own}
-        check_tensors(found, {name: own[name] for name in found})
-    except ScanError:
-        raise
-    except Damaged as error:
-        raise ScanError(f"{path}: {error}; expected torchvision's vgg16 parameters, which fit the full width without "
-                        "batch norm") from None
-    except Exception as error:  # whatever a damaged or foreign file makes of the reader
-        raise ScanError(f"{path}: is damaged or no file of weights ({first_line(error)}); "
-                        "expected torchvision's vgg16 parameters") from None
-    scores = {name for name in own if name.startswith(("score.", "skips."))}
-    network.load_state_dict(own | found | {name: torch.zeros_like(own[name]) for name in scores})
-    return sorted({name.rpartition(".")[0] for name in own.keys() - found.keys() - scores})
-
-
-def as_parameter(x: object, parameter: Tensor) -> object:
-    """A fully connected layer's matrix in the shape of the same layer as a convolution, and halves as float32."""
-    if not isinstance(x, Tensor) or x.numel() != parameter.numel() or not x.is_floating_point():
-        return x
-    return (x.reshape(parameter.shape) if x.ndim == 2 and parameter.ndim == 4 else x).to(parameter.dtype)
-
-
-def imagenet_file() -> Path:
-    """VGG16's ImageNet weights in torch.hub's cache, downloaded there first where they are missing.
-
-    The file's name ends in the hash of its content, which is checked at each use.
-    """
-    name = IMAGENET_URL.rpartition("/")[2]
-    path, expected = Path(torch.hub.get_dir()) / "checkpoints" / name, name.rpartition("-")[2].removesuffix(".pth")
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(IMAGENET_URL, str(path), expected)
-        except (URLError, OSError, RuntimeError) as error:  # RuntimeError: its hash is wrong
-            raise ScanError(f"{IMAGENET_URL}: ImageNet weights cannot be had ({first_line(error)}); "
-                            f"{WITHOUT_IMAGENET}") from None
-    found = hash_of(path)
-    if not found.startswith(expected):
-        raise ScanError(f"{path}: its hash is {found[: len(expected)]}, expected {expected}: it is damaged or another "
-                        "file; delete it, and it is downloaded again")
-    return path

@@ -5,6 +5,7 @@ probabilities (`predict`), labels alone (`predict_labels`), or labels on another
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,11 +13,11 @@ from torch import nn
 
 from pointseg.kernels import argmax_of_planes, confusion_matrix, reassemble, reassemble_labels
 from pointseg.metrics import weighted_dice
-from pointseg.network import for_inference
-from pointseg.parallel import all_sum, share
-from pointseg.preprocess import Prepared
+from pointseg.network import FCN8VGG16, for_inference
+from pointseg.preprocess import Prepared, prepare
+from pointseg.runs.parallel import all_sum, share
 from pointseg.slices import AXES, cut_crops, input_size, tile_corners
-from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED
+from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Volume
 
 BATCH_PX = 8 * 192 * 192  # pixels that the network sees at once: what a laptop has room for
 
@@ -110,3 +111,37 @@ def predict_slice(network: nn.Module, scan: Prepared, axis: str, index: int, inp
     crops = cut_crops(scan, number, index, corners, size)
     logits = for_inference(network)(torch.from_numpy(crops)).cpu().contiguous().numpy()
     return reassemble_labels(logits[None], np.array(corners), shape)[0]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with the axis and the grid it was trained for, and the cases of its split."""
+
+    network: FCN8VGG16
+    axis: str
+    grid_mm: float
+    input_px: int
+    profile: str
+    seed: int
+    split: dict[str, list[str]]  # "train", "validation", "test" -> case names
+    modalities: tuple[str, ...] = ()  # of its training scans, "CT" or "MR"; () where that is not known
+
+    @property
+    def num_classes(self) -> int:
+        """6 (background, L1..L5), or 2 (background, vertebra)."""
+        return self.network.config["num_classes"]
+
+    def prepare(self, volume: Volume) -> Prepared:
+        return prepare(volume, self.grid_mm)
+
+    def probabilities(self, scan: Prepared) -> np.ndarray:
+        """(K, z, y, x) float32 on the prepared grid."""
+        return predict(self.network, scan, self.axis, self.input_px)
+
+    def labels(self, scan: Prepared) -> np.ndarray:
+        """(z, y, x) uint8 on the prepared grid."""
+        return predict_labels(self.network, scan, self.axis, self.input_px)
+
+    def segment(self, scan: Prepared, shape: tuple[int, int, int]) -> np.ndarray:
+        """(*shape) uint8 on the grid that a scan came from."""
+        return segment(self.network, scan, self.axis, self.input_px, shape)

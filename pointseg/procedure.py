@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pointseg.cache import VolumeFile, prepared_case
-from pointseg.checkpoint import Checkpoints
-from pointseg.datasets import PARTS, Case, Split, cases_with_levels, published_split, split_cases
+from pointseg.datasets.manifest import PARTS, Case
+from pointseg.datasets.split import Split
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.losses import (
@@ -30,14 +29,15 @@ from pointseg.losses import (
     separation_term,
 )
 from pointseg.metrics import weighted_dice
-from pointseg.model import Model
 from pointseg.network import device
-from pointseg.parallel import barrier, rank, share, world_size
 from pointseg.points import Points, sample_points
-from pointseg.predict import predict_slice, validation_score
+from pointseg.predict import Model, predict_slice, validation_score
 from pointseg.preprocess import Prepared, prepare
 from pointseg.profiles import EXTENT_RADIUS_MM, Profile
-from pointseg.runs import Run
+from pointseg.runs.cache import VolumeFile, prepared_case
+from pointseg.runs.checkpoint import Checkpoints
+from pointseg.runs.parallel import barrier, rank, share, world_size
+from pointseg.runs.run import Run
 from pointseg.slices import AXES, Labelled, SliceDataset
 from pointseg.train import History, Schedule, fit
 from pointseg.volume import CLASSES, UNLABELLED, ScanError
@@ -66,26 +66,6 @@ class Machine:
 
 
 HERE = Machine()  # everything in memory, in this process
-
-
-def split_without_flaws(cases: Sequence[Case], seed: int, published: bool = False, two_classes: bool = False) -> Split:
-    """Leave out cases with a known flaw, saying so, and split the others by patient, or as their sources publish it.
-
-    Cases whose vertebrae have no level are left out too, except where two classes are asked for.
-    """
-    flawed = [c for c in cases if c.flaw]
-    if flawed and rank() == 0:
-        print(f"{len(flawed)} of {len(cases)} cases have a known flaw and are left out: "
-              + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
-    usable = [c for c in cases if not c.flaw]
-    if not two_classes:
-        usable = cases_with_levels(usable)
-    return published_split(usable) if published else split_cases(usable, seed)
-
-
-def names_of(split: Split) -> dict[str, list[str]]:
-    """Case names by part, as models and tables keep them."""
-    return {part: [c.name for c in getattr(split, part)] for part in ("train", "validation", "test")}
 
 
 def prepare_split(split: Split, profile: Profile, cache: Path | None = None) -> Scans:
@@ -213,7 +193,7 @@ def best_smoothing(counts: Sequence[np.ndarray]) -> tuple[int, int]:
 
 def picture_of(network: nn.Module, scan: Prepared, axis: str, input_px: int) -> np.ndarray:
     """The middle slice of a scan's vertebrae: what the network sees there, beside the truth.   -> (H, W, 3) uint8"""
-    from pointseg.plot import centre_of, pair
+    from pointseg.report.plot import centre_of, pair
 
     at = centre_of(scan.mask)[AXES[axis]]
     labels = predict_slice(network, scan, axis, at, input_px)

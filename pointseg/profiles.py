@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from pointseg.network import FCN8VGG16, FULLY_CONNECTED, load_imagenet
-from pointseg.parallel import rank
+from pointseg.network import FCN8VGG16, FULLY_CONNECTED
+from pointseg.runs.parallel import rank
+from pointseg.runs.weights import load_imagenet
 from pointseg.slices import Augmentation
 from pointseg.train import Schedule
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pointseg.cache import CachedScan, SlicesFile, VolumeFile
 from pointseg.kernels import extent_masks, sample_labels, sample_stack
 from pointseg.network import STRIDE
 from pointseg.points import Points
 from pointseg.preprocess import Prepared
+from pointseg.runs.cache import CachedScan, SlicesFile, VolumeFile
 from pointseg.volume import BACKGROUND, UNLABELLED
 
 AXES = {"transverse": 0, "coronal": 1, "sagittal": 2}

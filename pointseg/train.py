@@ -23,11 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pointseg.files import Damaged, ScanError, check_tensors, first_line
 from pointseg.losses import Move, Step, Term, labelled_weight, weighted_total
 from pointseg.network import BatchDropout, BatchNorm, autocast
-from pointseg.parallel import Part, all_sum, from_main, part_of, rank, world_size
+from pointseg.runs.parallel import Part, all_sum, from_main, part_of, rank, world_size
+from pointseg.runs.weights import check_tensors
+from pointseg.scans.files import Damaged, first_line
 from pointseg.slices import SliceDataset
+from pointseg.volume import ScanError
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, 3, h, w), labels (B, h, w), extents (B, K, h, w)
 

@@ -1,40 +1,32 @@
-"""Scans and masks on disk <-> arrays on the canonical axes.
+"""A scan as arrays on the canonical axes, and the grid it was stored on.
 
 Arrays are (z, y, x): z cranial to caudal, y anterior to posterior, x patient right to left, so that the index grows
 towards "LPI" (left, posterior, inferior).  A scan is turned there by permuting and flipping its own axes, never by
 resampling: an oblique scan keeps its obliqueness, and a mask can be written back onto the very grid it came from.
-All that works on scans sees them so; SimpleITK's (x, y, z) order is met here and where files are read.
+All that works on scans sees them so; the order of files, (x, y, z), is met in `Geometry` and in `scans` alone.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
-
-from pointseg.files import ScanError, write_image
-from pointseg.reading import read_image
 
 BACKGROUND = 0
 UNLABELLED = 255  # ignored by the losses
 CLASSES = ("background", "L1", "L2", "L3", "L4", "L5")
-VERSE_L1 = 20  # VerSe: 1..7 = C1..C7, 8..19 = T1..T12, 20..25 = L1..L6, 26 sacrum, 27 coccyx, 28 = T13
-VERSE_TO_CLASS = {v: v - VERSE_L1 + 1 if VERSE_L1 <= v < VERSE_L1 + 5 else BACKGROUND for v in range(29)}
-VERTEBRA = 99  # in the masks of dataset folders beside VerSe's numbers: a vertebra of unknown level
-SCHEMES = {"verse": VERSE_TO_CLASS, "classes": {c: c for c in range(len(CLASSES))},  # mask value -> class
-           "dataset": VERSE_TO_CLASS | {UNLABELLED: UNLABELLED},
-           "vertebra": {BACKGROUND: BACKGROUND, VERTEBRA: 1, UNLABELLED: UNLABELLED}}
 
-GRID_TOLERANCE_VOXELS = 0.1  # headers hold rounded numbers; below half a voxel the nearest neighbour is the same
-OUTSIDE_MAX = 0.01  # share of a mask's labelled voxels that may lie outside its scan
-PADDING_MAX, PADDING_SHARE = -1500, 0.9  # air is -1000 HU: lower values, nearly all of them one, mark what has no scan
+
+class ScanError(ValueError):
+    """Input that cannot be used.  The message names the file, what was found, what was expected and the next step."""
+
+    def __init__(self, message: str):
+        """Of one line: what a file or its name holds may not break it."""
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A scan's own grid as stored, in SimpleITK's order (x, y, z) and patient space (LPS, mm)."""
+    """A scan's own grid as stored, in the order of files (x, y, z) and patient space (LPS, mm)."""
 
     size: tuple[int, int, int]
     spacing: tuple[float, float, float]
@@ -46,10 +38,6 @@ class Geometry:
         """An axis-aligned LPI grid with its first voxel at 0.  Both arguments are (z, y, x)."""
         size, spacing = tuple(int(n) for n in shape_zyx[::-1]), tuple(float(s) for s in spacing_mm[::-1])
         return cls(size, spacing, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0))
-
-    @classmethod
-    def of(cls, image: sitk.Image) -> "Geometry":
-        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
     @property
     def axes(self) -> tuple[tuple[int, int, int], tuple[int, ...]]:
@@ -108,147 +96,6 @@ class Volume:
     notes: tuple[str, ...] = ()  # what was done to the scan when it was read, or assumed
 
 
-def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, name: str | None = None,
-                modality: str = "", scheme: str = "verse", series: str = "") -> Volume:
-    """Read a scan (NIfTI, MHA/MHD, NRRD, multi-frame DICOM, or a DICOM folder) and its mask onto the canonical axes.
-
-    scheme: what the mask's values mean, "verse" (0..28, L1..L5 = 20..24) or "classes" (0..5); those of dataset folders
-    are "dataset" (VerSe's and 255, unlabelled) and "vertebra" (0 and 99, a vertebra of unknown level, which becomes 1).
-    It is not guessed, because a VerSe mask of the neck holds 1..5 too.  A mask on another grid is resampled (nearest
-    neighbour) by physical position, provided that it lies within the scan.  series: see `reading.read_image`.
-    """
-    image_path = Path(image_path)
-    stored = read_image(image_path, series)
-    geometry = Geometry.of(stored.image)
-    mask = None
-    if mask_path is not None:
-        mask_path = Path(mask_path)
-        stored_mask = on_grid_of(stored.image, read_image(mask_path).image, mask_path, image_path)
-        mask = _to_classes(to_canonical(stored_mask, geometry), scheme, mask_path)
-    image, notes = _intensities(to_canonical(stored.image, geometry), image_path)
-    if name is None:
-        name = stem(image_path) if image_path.is_file() else image_path.resolve().name
-    return Volume(image, mask, geometry.spacing_mm, name, modality or stored.modality, geometry,
-                  (*stored.notes, *notes))
-
-
-def stem(path: Path) -> str:
-    """A file's name without its ending, .nii.gz being one."""
-    return Path(path.name.removesuffix(path.suffix) if path.suffix.lower() == ".gz" else path.name).stem
-
-
-def to_own_geometry(labels: np.ndarray, geometry: Geometry) -> sitk.Image:
-    """A canonical array (z, y, x) on the scan's stored grid, with the header's very numbers."""
-    if labels.shape != geometry.shape_zyx:
-        raise ValueError(f"an array of shape {labels.shape} does not fit the scan's canonical {geometry.shape_zyx}")
-    order, flips = geometry.axes
-    image = sitk.GetImageFromArray(np.ascontiguousarray(np.flip(labels, flips).transpose(np.argsort(order))))
-    image.SetSpacing(geometry.spacing)
-    image.SetOrigin(geometry.origin)
-    image.SetDirection(geometry.direction)
-    return image
-
-
-def write_mask(path: str | Path, labels: np.ndarray, geometry: Geometry, *, verse: bool = False) -> None:
-    """Write labels (z, y, x), 0..5, as uint8 in the scan's own geometry; `verse` writes L1..L5 as 20..24."""
-    if labels.min() < 0 or labels.max() >= len(CLASSES):
-        raise ValueError(f"labels {labels.min()}..{labels.max()}, expected 0..{len(CLASSES) - 1}")
-    if verse:
-        labels = np.where(labels == BACKGROUND, 0, labels + VERSE_L1 - 1)
-    write_image(Path(path), to_own_geometry(labels.astype(np.uint8), geometry))
-
-
-def write_volume(image_path: str | Path, volume: Volume, mask_path: str | Path | None = None) -> None:
-    """Write a case of a dataset folder: the scan in its own geometry and, where both are given, its mask (VerSe)."""
-    image = volume.image
-    if image.min() >= -(2**15) and image.max() < 2**15 and np.array_equal(image, np.rint(image)):  # as scanners do
-        image = image.astype(np.int16)
-    write_image(Path(image_path), to_own_geometry(image, volume.geometry))
-    if mask_path is not None and volume.mask is not None:
-        write_mask(mask_path, volume.mask, volume.geometry, verse=True)
-
-
-def to_canonical(stored: sitk.Image, geometry: Geometry) -> np.ndarray:
-    """The voxels (z, y, x) of an image on its geometry's canonical axes: a view, without a copy."""
-    return turned(sitk.GetArrayViewFromImage(stored), geometry)
-
-
-def turned(values: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """An array as stored -> a view of it on the canonical axes (z, y, x)."""
-    order, flips = geometry.axes
-    return np.flip(values.transpose(order), flips)
-
-
 def plane_counts(where: np.ndarray) -> list[np.ndarray]:
     """Voxels in each plane along each axis: what indices of all voxels would tell, which take 24 times the memory."""
     return [np.count_nonzero(where, axis=tuple(np.delete(range(3), axis))) for axis in range(3)]
-
-
-def _intensities(values: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
-    """Intensities as int16, if these are what they are, else float32; finite, without padding; and what was done.
-
-    NaN and -inf become the smallest finite value, +inf the largest, padding the smallest value above it: all of them
-    mark what lies outside the scanned body.
-    """
-    low, high, limits = values.min(), values.max(), np.iinfo(np.int16)  # of floats with NaN they are NaN
-    whole = np.issubdtype(values.dtype, np.integer) and limits.min <= low and high <= limits.max
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is then dealt with as such
-        image = np.array(values, np.int16 if whole else np.float32, order="C")  # a copy: `values` belongs to SimpleITK
-    notes = []
-    if not whole and not (finite := np.isfinite(image)).all():
-        if not finite.any():
-            raise ScanError(f"{path}: found no finite voxel value, expected intensities; export the scan again")
-        low, high = image[finite].min(), image[finite].max()
-        notes.append(f"replaced {np.count_nonzero(~finite)} voxels that are not finite")
-        np.nan_to_num(image, copy=False, nan=low, neginf=low, posinf=high)
-    if low <= PADDING_MAX:
-        padding = image <= PADDING_MAX
-        count = np.count_nonzero(padding)
-        if count < padding.size and np.count_nonzero(image == low) >= PADDING_SHARE * count:
-            image[padding] = image[~padding].min()
-            notes.append(f"replaced padding of {low:g} in {count / padding.size:.1%} of the voxels")
-    return image, notes
-
-
-def on_grid_of(image: sitk.Image, mask: sitk.Image, mask_path: Path, image_path: Path) -> sitk.Image:
-    """The mask on the image's grid: as it is where the grids agree, else nearest neighbours by physical position."""
-    own, target = Geometry.of(mask), Geometry.of(image)
-    corners = np.array(list(itertools.product(*((0, n - 1) for n in target.size))))
-    apart_voxels = np.abs(target.to_index(own.to_mm(corners)) - corners).max()
-    if own.size == target.size and apart_voxels <= GRID_TOLERANCE_VOXELS:
-        return mask
-    labelled = target.to_index(own.to_mm(np.argwhere(sitk.GetArrayViewFromImage(mask))[:, ::-1]))  # (voxel, x y z)
-    inside = ((labelled >= -0.5) & (labelled <= np.array(target.size) - 0.5)).all(axis=1)
-    if (outside := np.count_nonzero(~inside)) > OUTSIDE_MAX * len(labelled):
-        raise ScanError(f"{mask_path}: found a grid ({own}) other than that of {image_path} ({target}), with {outside} "
-                        f"of {len(labelled)} labelled voxels outside it, expected a mask of this scan; "
-                        "check that the two belong together")
-    return sitk.Resample(mask, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-
-
-def _to_classes(values: np.ndarray, scheme: str, path: Path) -> np.ndarray:
-    known = SCHEMES[scheme]
-    unknown = [v for v in np.unique(values).tolist() if v not in known]
-    if unknown:
-        raise ScanError(f"{path}: found mask values {shown_values(unknown)}, expected whole numbers {span_of(known)} "
-                        f"(scheme \"{scheme}\"); check that it is a mask, or import its dataset")
-    table = np.zeros(256, np.uint8)
-    table[list(known)] = list(known.values())
-    return table[values.astype(np.uint8)]
-
-
-def shown_values(values: Sequence[float]) -> str:
-    """Some of them, for a message."""
-    shown = [f"{v:g}" if float(f"{v:g}") == v else repr(v) for v in values[:8]]
-    return ", ".join(shown) + (", ..." if len(values) > 8 else "")
-
-
-def span_of(known: Iterable[int]) -> str:
-    """ "0..28, 255" of these whole numbers."""
-    runs: list[list[int]] = []
-    for v in sorted(known):
-        if runs and runs[-1][-1] == v - 1:
-            runs[-1].append(v)
-        else:
-            runs.append([v])
-    return ", ".join(f"{r[0]}..{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)

@@ -22,9 +22,9 @@ from skimage.transform import resize
 from timing import Other, Report, in_unit, read, seconds, side_by_side
 
 from pointseg import kernels
+from pointseg.datasets.phantom import make_phantom
 from pointseg.fusion import CUBE, smooth
 from pointseg.metrics import weighted_dice
-from pointseg.phantom import make_phantom
 from pointseg.preprocess import (
     CLAHE_BINS,
     CLAHE_CLIP,

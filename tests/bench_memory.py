@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from pointseg.model import Model, save_model
+from pointseg.predict import Model
 from pointseg.profiles import CLASSROOM
+from pointseg.runs.models import save_model
 
 SHAPE, SPACING = (600, 512, 512), (0.75, 0.75, 1.0)  # z y x; x y z in mm
 ALLOWED_MB = 3000
 CODE = """
 import sys
 from pathlib import Path
-from pointseg.cli import main
+from pointseg.commands.main import main
 code = main(sys.argv[1:])
 status = Path("/proc/self/status").read_text()  # Linux; getrusage's peak begins with the parent's
 print("peak", int(status.split("VmHWM:")[1].split()[0]) // 1024)

@@ -21,11 +21,11 @@ from bench_kernels import distances_by_broadcasting, labels_by_nanmean, prepare_
 from timing import Other, Report
 from torch import Tensor, nn
 
+from pointseg.datasets.phantom import make_phantom
 from pointseg.kernels import extent_masks
 from pointseg.losses import Move
-from pointseg.model import Model
 from pointseg.network import FCN8VGG16, VGG16_BLOCKS, device, for_inference
-from pointseg.phantom import make_phantom
+from pointseg.predict import Model
 from pointseg.preprocess import Prepared, prepare, resample_linear, resample_nearest
 from pointseg.procedure import draw_points, terms_named
 from pointseg.profiles import CLASSROOM, EXTENT_RADIUS_MM, THESIS, Profile

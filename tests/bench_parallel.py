@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pointseg import parallel
+from pointseg.datasets.phantom import make_phantom
 from pointseg.network import set_mixed_precision
-from pointseg.phantom import make_phantom
 from pointseg.preprocess import prepare
 from pointseg.procedure import draw_points, point_weights, terms_named
 from pointseg.profiles import CLASSROOM, EXTENT_RADIUS_MM, THESIS
+from pointseg.runs import parallel
 from pointseg.slices import SliceDataset
 from pointseg.train import batch_numbers, distributed, draw_move, endless_batches, training_step
 

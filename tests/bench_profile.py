@@ -12,10 +12,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from pointseg.datasets import read_manifest
-from pointseg.evaluate import evaluate_model
-from pointseg.procedure import names_of, prepare_split, split_without_flaws, train_full
+from pointseg.datasets.manifest import read_manifest
+from pointseg.datasets.split import names_of, split_without_flaws
+from pointseg.procedure import prepare_split, train_full
 from pointseg.profiles import CLASSROOM
+from pointseg.report.scores import evaluate_model
 from pointseg.slices import Augmentation, Labelled
 
 VARIANTS = {

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from pointseg.cache import read_volumes
-from pointseg.experiment import MODELS
-from pointseg.files import read_torch
-from pointseg.phantom import write_phantoms
+from pointseg.datasets.phantom import write_phantoms
+from pointseg.runs.cache import read_volumes
+from pointseg.runs.experiment import MODELS
+from pointseg.runs.weights import read_torch
 
 UNEQUAL = ("seconds", "peak_rss_mb")  # of any two runs
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from pointseg.cache import prepared_case
-from pointseg.datasets import read_manifest
-from pointseg.phantom import write_phantoms
+from pointseg.datasets.manifest import read_manifest
+from pointseg.datasets.phantom import write_phantoms
 from pointseg.procedure import draw_points, terms_named
 from pointseg.profiles import CLASSROOM, EXTENT_RADIUS_MM
+from pointseg.runs.cache import prepared_case
 from pointseg.slices import SliceDataset
 from pointseg.train import batch_numbers, draw_move, endless_batches, training_step
 

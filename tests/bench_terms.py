@@ -14,21 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pointseg.datasets import read_manifest
+from pointseg.datasets.manifest import read_manifest
+from pointseg.datasets.split import names_of, split_without_flaws
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.metrics import weighted_dice
 from pointseg.predict import known_truth
-from pointseg.procedure import (
-    choose_smoothing,
-    draw_points,
-    hard_predictions,
-    names_of,
-    prepare_split,
-    split_without_flaws,
-    terms_named,
-    train_weak,
-)
+from pointseg.procedure import choose_smoothing, draw_points, hard_predictions, prepare_split, terms_named, train_weak
 from pointseg.profiles import CLASSROOM
 from pointseg.slices import AXES
 

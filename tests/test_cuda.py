@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from test_train import TERMS, schedule_of, tiny_dataset, tiny_network, tiny_scan
+from tiny import TERMS, schedule_of, tiny_dataset, tiny_network, tiny_scan
 
-from pointseg.files import ScanError
 from pointseg.losses import Move, point_term
 from pointseg.network import autocast
 from pointseg.predict import predict_labels, validation_score
 from pointseg.train import endless_batches, fit, training_step
+from pointseg.volume import ScanError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU is here")
 GPU = torch.device("cuda")

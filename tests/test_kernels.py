@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from skimage.exposure import equalize_adapthist
 
 from pointseg.kernels import (
-    UNLABELLED,
     argmax_of_planes,
     clahe,
     confusion_matrix,
@@ -26,6 +25,7 @@ from pointseg.kernels import (
     sample_labels,
     sample_stack,
 )
+from pointseg.volume import UNLABELLED
 
 GRIDS = [((7, 9), (1.0, 1.0)), ((12, 5), (0.5, 2.25)), ((1, 8), (3.0, 1.0)),
          ((4, 6, 5), (1.0, 1.0, 1.0)), ((3, 5, 8), (3.3, 0.7, 1.1))]  # shape, spacing_mm

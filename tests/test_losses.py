@@ -13,7 +13,6 @@ from torch import nn
 from pointseg import losses
 from pointseg.kernels import extent_mask
 from pointseg.losses import (
-    UNLABELLED,
     Move,
     Step,
     consistency_loss,
@@ -27,6 +26,7 @@ from pointseg.losses import (
     separation_term,
     weighted_total,
 )
+from pointseg.volume import UNLABELLED
 
 MOVES = [Move(flip, turns) for flip in (False, True) for turns in range(4)]
 

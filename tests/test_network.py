@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pointseg.files import ScanError
-from pointseg.network import FCN8VGG16, Pool, WindowLinear, autocast, for_inference, load_imagenet
+from pointseg.network import FCN8VGG16, Pool, WindowLinear, autocast, for_inference
+from pointseg.runs.weights import load_imagenet
+from pointseg.volume import ScanError
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights" / "vgg16_features_imagenet.pth"
 
@@ -210,7 +211,7 @@ def test_download_is_checked_by_its_hash(tmp_path, monkeypatch, damage):
                 if "features" in name}, served)
     digest = hashlib.sha256(served.read_bytes()).hexdigest()
     named = served.rename(tmp_path / f"vgg16-{'0' * 8 if damage else digest[:8]}.pth")
-    monkeypatch.setattr("pointseg.network.IMAGENET_URL", named.as_uri())
+    monkeypatch.setattr("pointseg.runs.weights.IMAGENET_URL", named.as_uri())
     if damage:
         with pytest.raises(ScanError, match="invalid hash"):
             load_imagenet(network)
@@ -222,6 +223,6 @@ def test_download_is_checked_by_its_hash(tmp_path, monkeypatch, damage):
 
 def test_no_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("pointseg.network.IMAGENET_URL", (tmp_path / "missing-00000000.pth").as_uri())
+    monkeypatch.setattr("pointseg.runs.weights.IMAGENET_URL", (tmp_path / "missing-00000000.pth").as_uri())
     with pytest.raises(ScanError, match="--imagenet FILE.*--imagenet none"):
         load_imagenet(small())

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from pointseg.kernels import resample_argmax
-from pointseg.model import Model, load_model, save_model
 from pointseg.network import FCN8VGG16
-from pointseg.predict import predict, predict_labels, segment
+from pointseg.predict import Model, predict, predict_labels, segment
 from pointseg.preprocess import Prepared
+from pointseg.runs.models import load_model, save_model
 from pointseg.slices import AXES, slice_stack
 
 

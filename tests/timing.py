@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from pointseg.files import whole_file
+from pointseg.scans.files import whole_file
 
 BENCH = Path("out/bench.json")
 LEAST_S = 0.2  # a sample repeats its call for so long

@@ -1,0 +1,327 @@
+"""The command line: pointseg table1, train, evaluate, segment, import."""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from pointseg.datasets.importers import NAMES
+from pointseg.volume import ScanError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.   -> exit status: 0 done, 1 bad input (a line on stderr says so), 2 bad usage, 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.run not in (train, evaluate):
+            raise ScanError("was started by torchrun, expected train or evaluate, which several processes can share; "
+                            "start it without" + (", and see --at-once" if options.run is table1 else ""))
+        options.run(options)
+    except (ScanError, FloatingPointError) as error:  # bad input, or a loss that is no number
+        print(f"pointseg {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"pointseg {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("pointseg", description="Segment the lumbar vertebrae L1..L5 in CT and MR, taught by "
+                                  "points instead of full masks.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, function, summary: str, description: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=summary, description=description)
+        p.set_defaults(run=function)
+        return p
+
+    p = command("table1", table1, "the whole procedure: points, weak models, pseudo masks, result, reference",
+                "Run the whole procedure and print the thesis's Table 1 beside its own. Without --data it runs on "
+                "synthetic scans, which it writes to OUT/scans. OUT gets table1.json, figures and the five models. "
+                "Broken off at any moment and started again with the same arguments, it goes on where it was.")
+    data_options(p, required=False)
+    training_options(p)
+    p.add_argument("--seeds", type=at_least(1), default=1, metavar="N",
+                   help="repeat with N seeds, from --seed on, and report mean and spread; each in a folder of OUT "
+                   "(default 1)")
+    p.add_argument("--at-once", type=at_least(1), metavar="N", help="models trained side by side, where they do not "
+                   "wait for each other (default: the number of GPUs, or 1)")
+    p.add_argument("--scans", type=at_least(3), default=36,
+                   help="number of synthetic scans, without --data (default 36)")
+    p.add_argument("--out", type=Path, default=Path("out/table1"),
+                   help="folder for everything that is written (default out/table1)")
+
+    p = command("train", train, "train one model along one axis", "Train one model along one axis on the training "
+                "cases of a dataset folder, from points drawn from the masks or from the masks themselves. Broken off "
+                "at any moment and started again with the same arguments, it goes on where it was. Under torchrun "
+                "several processes share each batch and the scans to validate on.")
+    data_options(p)
+    p.add_argument("--axis", choices=("transverse", "coronal", "sagittal"), default="sagittal",
+                   help="cut the scans along this axis (default sagittal); transverse models know 2 classes, others 6")
+    p.add_argument("--labels", choices=("points", "masks"), default="points",
+                   help="what the model learns from (default points)")
+    training_options(p)
+    p.add_argument("--batch", type=at_least(1), metavar="N", help="slices a step, of all processes together (default: "
+                   "the profile's)")
+    p.add_argument("-o", "--output", type=Path, default=Path("out/model.pt"),
+                   help="the model to write (default out/model.pt); what it takes to go on lies in MODEL-training")
+
+    p = command("evaluate", evaluate, "score a saved model on a dataset folder", "Score a saved model on the cases of "
+                "a dataset folder: Dice_wi in the scans' geometry and on the prepared grid; per class, source, case.")
+    p.add_argument("model", type=Path, metavar="MODEL", help="a model that table1 or train wrote")
+    data_options(p)
+    p.add_argument("--split", choices=("all", "test"), default="all",
+                   help="all cases (the default), or those that the model's own split kept for testing")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the scores to this file as well")
+
+    p = command("import", import_dataset, "a public raw dataset to a dataset folder", "Convert a public raw dataset, "
+                "laid out as it is published, to a dataset folder (a manifest.csv beside NIfTI files). What OUT_DIR "
+                "holds already stays, but for cases of the same source and name. What is left out is named, with the "
+                "reason. data/README.md says where each dataset is found, and what it is good for.")
+    p.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES[:-1]) + "; or folder, for any other: "
+                   "see the options below")
+    p.add_argument("raw", type=Path, metavar="RAW_DIR", help="folder that the dataset was unpacked into")
+    p.add_argument("out", type=Path, metavar="OUT_DIR", help="dataset folder to write or to add to")
+    p = p.add_argument_group("of folder alone")
+    p.add_argument("--labels", nargs="+", metavar="VALUE=NAME", help="what the masks' values mean: C1..C7, T1..T13, "
+                   "L1..L6, S1, background, unlabelled, or vertebra where levels are not known; such as 1=L1 2=L2")
+    p.add_argument("--images", metavar="PATTERN", help="images below RAW_DIR, with one * for the case (default "
+                   "images/*)")
+    p.add_argument("--masks", metavar="PATTERN", help="masks, where * is the same as in the image (default masks/*), "
+                   "such as masks/*_seg.nii.gz or */mask.nii.gz")
+    p.add_argument("--source", metavar="NAME", help="what to call the dataset (default folder)")
+    p.add_argument("--modality", choices=("CT", "MR"), help="told by the intensities where not given")
+    p.add_argument("--mask-extent", choices=("bodies", "whole"), help="what masks cover of a vertebra (default whole)")
+    p.add_argument("--patient", metavar="REGEX", help="its first group, in the case's name, is the "
+                   "patient; without it each case is one")
+
+    p = command("segment", segment, "segment scans", "Segment scans (NIfTI, MHA, NRRD, DICOM). A mask has its scan's "
+                "own geometry and the values 0 background, 1..5 = L1..L5; beside it lie a picture in three planes and "
+                "a record with volumes and warnings. Several scans go into a folder, which gets a summary.csv as well; "
+                "started again, only what is missing is done. Exit status 1 says that a scan failed.")
+    p.add_argument("scan", type=Path, nargs="+", metavar="SCAN",
+                   help="a scan: a file or a DICOM folder; or a folder of scans; or a dataset folder")
+    p.add_argument("--model", type=Path, required=True, help="a model that table1 or train wrote")
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="MASK",
+                   help="mask to write: .nii.gz, .nii, .mha or .nrrd; or a folder, for any number of scans")
+    p.add_argument("--modality", choices=("CT", "MR"), default="", help="where not given: from the DICOM header, else "
+                   "told by the intensities")
+    p.add_argument("--verse", action="store_true", help="write L1..L5 as 20..24, VerSe's numbers")
+    p.add_argument("--series", default="", metavar="UID", help="SeriesInstanceUID, where a DICOM folder holds several")
+    p.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="scans at a time, each in a process "
+                   "(default 1)")
+    return top
+
+
+def data_options(p: argparse.ArgumentParser, required: bool = True) -> None:
+    p.add_argument("--data", type=Path, metavar="DIR", required=required,
+                   help="dataset folder: a manifest.csv beside scans and masks")
+    p.add_argument("--source", nargs="+", action="extend", default=[], metavar="NAME",
+                   help="only these sources of the manifest")
+
+
+def training_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--profile", choices=("classroom", "lesson", "thesis"), default="classroom",
+                   help="classroom (default): two CPU cores, minutes; lesson: the notebooks', coarser and shorter; "
+                   "thesis: a CUDA GPU, hours")
+    p.add_argument("--terms", help="loss terms of the models that learn from points: P point, C consistency, E extent, "
+                   "S separation (default: the profile's, classroom P, thesis PCES)")
+    p.add_argument("--imagenet", metavar="FILE", help="thesis profile: VGG16's ImageNet weights, or none to train from "
+                   "scratch; where not given, torch.hub's download")
+    p.add_argument("--seed", type=at_least(0), default=0,
+                   help="for the split, the points, the first weights and the order (default 0)")
+    p.add_argument("--published-split", action="store_true", help="split as the sources do, where the manifest's "
+                   "column \"part\" says so, not 4/6, 1/6, 1/6 of the patients")
+    p.add_argument("--restart", action="store_true", help="begin anew, and throw away what an earlier run has left")
+    p = p.add_argument_group("the machine", "What a run may use. Only --precision changes more than rounding.")
+    p.add_argument("--cache", type=Path, default=Path("out/cache"), metavar="DIR", help="folder of prepared scans, "
+                   "which all runs and processes share and which may be deleted between them (default out/cache)")
+    p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that make batches (default: 0, which "
+                   "means the training itself; with a GPU 4)")
+    p.add_argument("--micro-batch", type=at_least(1), metavar="N", help="slices at a time, whose gradients are added "
+                   "up to the batch's, where a GPU is too small; with batch norm what the backward pass needs waits in "
+                   "the CPU's memory instead (default: found out, by one process)")
+    p.add_argument("--precision", choices=("mixed", "float32"), default="mixed", help="mixed (default): bfloat16 where "
+                   "the hardware has it")
+    p.add_argument("--tensorboard", action="store_true", help="write what history.csv and images/ show for TensorBoard "
+                   "as well, which is a package of its own, into tensorboard/ beside them")
+
+
+def chosen_profile(options: argparse.Namespace):
+    from pointseg.profiles import PROFILES
+
+    profile = PROFILES[options.profile]
+    if options.imagenet is None:
+        return profile
+    if not profile.imagenet:
+        raise ScanError(f"--imagenet: the {profile.name} profile is narrower than VGG16 and starts from scratch; "
+                        "leave it out, or take --profile thesis")
+    if options.imagenet != "none" and not Path(options.imagenet).is_file():
+        raise ScanError(f"{options.imagenet}: no such file, expected VGG16's ImageNet weights; check --imagenet")
+    return replace(profile, imagenet=options.imagenet != "none", imagenet_file=Path(options.imagenet))
+
+
+def chosen_machine(options: argparse.Namespace):
+    import torch
+
+    from pointseg.network import set_mixed_precision
+    from pointseg.procedure import Machine
+    from pointseg.runs.run import remove_leftovers
+    from pointseg.scans.files import check_folder
+
+    if options.tensorboard and not find_spec("tensorboard"):
+        raise ScanError("--tensorboard: its package is not installed; pip install tensorboard, or leave it out and see "
+                        "history.csv and images/")
+    check_folder(options.cache)
+    remove_leftovers(options.cache, older_than_s=3600)  # others may be writing there
+    set_mixed_precision(options.precision == "mixed")
+    gpus = torch.cuda.device_count()
+    workers = options.workers if options.workers is not None else min(4, (os.cpu_count() or 1) - 1) if gpus else 0
+    return Machine(options.cache, workers, options.micro_batch, getattr(options, "at_once", None) or max(1, gpus),
+                   options.tensorboard)
+
+
+def at_least(least: int):
+    def parse(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{value} is fewer than {least}")
+        return value
+    parse.__name__ = "number"
+    return parse
+
+
+# torch and numba take seconds to load: the modules that need them are imported by the command that runs.
+
+
+def table1(options: argparse.Namespace) -> None:
+    from pointseg.datasets.manifest import read_manifest
+    from pointseg.datasets.phantom import write_phantoms
+    from pointseg.procedure import terms_named
+    from pointseg.report.table import Repeated, write_table
+    from pointseg.runs.experiment import run
+    from pointseg.scans.files import check_folder, write_json
+
+    profile, folder = chosen_profile(options), options.data
+    terms_named(profile.terms if options.terms is None else options.terms, profile)  # refuse a wrong one at once
+    check_folder(options.out)
+    machine = chosen_machine(options)
+    if folder is None:
+        if options.source:
+            raise ScanError("--source names sources of a dataset folder; give --data as well")
+        folder = write_phantoms(options.out / "scans", options.scans, options.seed)
+    cases = read_manifest(folder, options.source)
+    name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in cases if c.names_levels}))
+    tables = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        out = options.out if options.seeds == 1 else options.out / f"seed{seed}"
+        table = run(cases, profile, seed, options.terms, name, options.published_split, out, machine, options.restart)
+        write_table(table, out)
+        print(f"\n{table}\n\nwritten to {out}: table1.json, {', '.join(f'{m}.pt' for m in table.histories)}, "
+              "stages.png, curves.png, per_class.png, confusion.png")
+        tables.append(table)
+    if options.seeds > 1:
+        repeated = Repeated(tables)
+        write_json(options.out / "table1.json", repeated.as_dict())
+        print(f"\n{repeated}\n\nwritten to {options.out}: table1.json")
+
+
+def train(options: argparse.Namespace) -> None:
+    from pointseg.datasets.manifest import read_manifest
+    from pointseg.runs.experiment import train_one
+    from pointseg.runs.parallel import rank, together
+    from pointseg.scans.files import check_folder
+
+    with together():
+        check_folder(options.output.parent)
+        cases, profile = read_manifest(options.data, options.source), chosen_profile(options)
+        if options.batch:
+            profile = replace(profile, weak=replace(profile.weak, batch=options.batch),
+                              full=replace(profile.full, batch=options.batch))
+        _, history = train_one(cases, options.axis, options.labels == "points", profile, options.seed, options.terms,
+                               options.published_split, options.output, chosen_machine(options), options.restart)
+        if rank() == 0:
+            print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
+                  f"written to {options.output}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from pointseg.datasets.manifest import read_manifest
+    from pointseg.report.scores import cases_of_split, evaluate_model
+    from pointseg.runs.models import load_model
+    from pointseg.runs.parallel import rank, together
+    from pointseg.scans.files import check_folder, write_json
+
+    with together():
+        if options.json:
+            check_folder(options.json.parent)
+        model = load_model(options.model)
+        cases = read_manifest(options.data, options.source)
+        if options.split == "test":
+            cases = cases_of_split(cases, model, "test")
+        known = {name for part in ("train", "validation") for name in model.split[part]} & {c.name for c in cases}
+        result = evaluate_model(model, cases)
+        if rank() > 0:
+            return
+        if options.json:
+            write_json(options.json, result.as_dict())
+        print(result)
+        if known:
+            print(f"\nnote: {len(known)} of these {len(cases)} cases trained or chose this model, so the score "
+                  "flatters it; --split test scores the others")
+        if flawed := [c for c in cases if c.flaw]:
+            print(f"\nnote: {len(flawed)} of these {len(cases)} cases have a known flaw: "
+                  + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
+
+
+def import_dataset(options: argparse.Namespace) -> None:
+    from pointseg.datasets.importers import importer
+    from pointseg.datasets.importers.convert import convert
+
+    module = importer(options.name)
+    if options.name == "folder":
+        module = module.Folder.of(options)
+    elif given := [o for o in ("labels", "images", "masks", "source", "modality", "mask_extent", "patient")
+                   if getattr(options, o)]:
+        raise ScanError(f"--{given[0].replace('_', '-')}: is for import folder alone, since {options.name} has a "
+                        "layout of its own; leave it out")
+    report = convert(module, options.raw, options.out)
+    print(f"{report}\nwritten to {options.out}: {module.SOURCE}/ and manifest.csv")
+
+
+def segment(options: argparse.Namespace) -> None:
+    from pointseg.commands import batch
+    from pointseg.commands.scanlist import find_scans, masks_in, refuse_overwriting
+    from pointseg.scans.files import WRITABLE, check_folder
+
+    batch.cached_model(options.model)  # a wrong one is refused before anything else
+    modality_of = find_scans(options.scan, options.output)
+    scans = list(modality_of)
+    settings = batch.Options(options.model, options.modality, options.series, options.verse, modality_of)
+    if options.output.name.endswith(WRITABLE):
+        if len(scans) > 1:
+            raise ScanError(f"{options.output}: is one mask, but {len(scans)} scans are given; give a folder as -o")
+        check_folder(options.output.parent)
+        refuse_overwriting([options.output], scans)
+        outcome = batch.segment_one(scans[0], options.output, settings)
+        print(f"{batch.single(outcome)}\nwritten to {options.output} and {batch.picture_of(options.output)}")
+        return
+    check_is_folder(options.output)
+    check_folder(options.output)
+    masks = masks_in(options.output, scans)
+    outcomes = batch.run(scans, masks, settings, min(options.jobs, len(scans)), options.output)
+    counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "already done", "failed")}
+    print(f"{batch.table(outcomes)}\n\n{', '.join(f'{n} {status}' for status, n in counts.items())}; "
+          f"written to {options.output}, with {batch.SUMMARY}")
+    if counts["failed"]:
+        raise ScanError(f"{counts['failed']} of {len(scans)} scans failed; see {options.output / batch.SUMMARY}")
+
+
+def check_is_folder(path: Path) -> None:
+    """Refuse what looks like a mask in a format that cannot be written, mask.txt say, and files."""
+    from pointseg.scans.files import check_format
+
+    if path.is_file() or (not path.is_dir() and path.suffix[1:].isalpha()):  # 2024.05 may be a folder to be
+        check_format(path)

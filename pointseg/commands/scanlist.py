@@ -1,0 +1,80 @@
+"""Which files and folders are scans, and what their masks are called."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pointseg.datasets.manifest import MANIFEST, read_manifest
+from pointseg.scans.dicom import images_in
+from pointseg.scans.reading import SCAN_ENDINGS, data_files
+from pointseg.scans.volumes import stem
+from pointseg.volume import ScanError
+
+
+def find_scans(paths: Sequence[Path], out: Path) -> dict[Path, str]:
+    """Each path that is a scan (a file, a DICOM folder, or missing: to be reported), and the scans below the others.
+
+    Of a dataset folder these are the images of its manifest; of others the scan that their DICOM files are (or the
+    scans, where each file has many frames), every file with a scan's ending, and the same in their folders, but for
+    `out`, which holds masks.   -> the scans in order, and their modality as far as a manifest tells it.
+    """
+    scans: dict[Path, str] = {}
+    for path in paths:
+        found = dict(_below(path, _real(out))) if os.path.isdir(path) else {path: ""}
+        if not found:
+            raise ScanError(f"{path}: found no scan in this folder, expected DICOM files or {', '.join(SCAN_ENDINGS)}; "
+                            "check the path")
+        known = {_real(s) for s in scans}  # a scan that is given by two paths is one
+        scans |= {scan: modality for scan, modality in found.items() if _real(scan) not in known}
+    return scans
+
+
+def _below(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:
+    if _real(folder) == out:
+        raise ScanError(f"{folder}: is the folder of scans and of masks at once, expected two; change -o")
+    if os.access(folder, os.X_OK) and (folder / MANIFEST).is_file():
+        yield from ((case.image, case.modality) for case in read_manifest(folder))
+        return
+    try:
+        paths = sorted(folder.iterdir())
+        dicom = images_in(folder)
+    except OSError:
+        yield folder, ""  # to be reported as one that cannot be read
+        return
+    several = len(dicom) > 1 and min(dicom.values()) > 1  # each of these files is a scan
+    if dicom and not several:
+        yield folder, ""
+    paths = [p for p in paths if p not in dicom or several]
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        if os.path.isdir(path) and not path.is_symlink() and _real(path) != out:  # a link may lead back
+            yield from _below(path, out)
+        elif path.name.lower().endswith(SCAN_ENDINGS) and (several or not dicom or path.suffix.lower() != ".dcm"):
+            yield path, ""
+
+
+def masks_in(folder: Path, scans: Sequence[Path]) -> list[Path]:
+    """A name for the mask of each scan: the scan's, with its folders where two scans would share one."""
+    names = [Path(stem(s) if not os.path.isdir(s) else _real(s).name) for s in scans]
+    if len(set(names)) < len(names):
+        absolute = [_real(s) for s in scans]
+        root = Path(os.path.commonpath([s.parent for s in absolute]))
+        names = [s.relative_to(root).parent / name for s, name in zip(absolute, names, strict=True)]
+    if twice := sorted({str(n) for n in names if names.count(n) > 1}):
+        raise ScanError(f"found several scans named {', '.join(twice)} in one folder, expected a name each, since "
+                        "their masks would overwrite each other; rename them, or segment them into different folders")
+    masks = [folder / f"{name}.nii.gz" for name in names]
+    refuse_overwriting(masks, scans)
+    return masks
+
+
+def refuse_overwriting(masks: Sequence[Path], scans: Sequence[Path]) -> None:
+    """A mask may not take the place of a scan or of the file that holds its voxels."""
+    if both := {_real(m) for m in masks} & {_real(p) for s in scans if os.path.isfile(s) for p in data_files(s)}:
+        raise ScanError(f"{min(both)}: belongs to a scan itself, expected another name for the mask; change -o")
+
+
+def _real(path: Path) -> Path:
+    """Without links; unlike `resolve`, of loops of links too."""
+    return Path(os.path.realpath(path))

@@ -1,0 +1,169 @@
+"""Dataset folders: a manifest.csv beside NIfTI files, and the split of its cases by patient."""
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pointseg.scans.files import whole_file
+from pointseg.scans.volumes import read_volume
+from pointseg.volume import BACKGROUND, UNLABELLED, ScanError, Volume
+
+MANIFEST = "manifest.csv"
+COLUMNS = ("source", "case", "patient", "modality", "image", "mask", "mask_extent", "levels", "flaw")
+PARTS = ("train", "validation", "test")
+PART = "part"  # a further column, where a source publishes its split
+REQUIRED = ("source", "case", "patient", "image", "mask")
+CENTROIDS = "centroids"  # mask_extent of cases that know a small ball in each vertebra, and next to no background
+NAMELESS = "vertebra"  # levels of cases whose vertebrae have no known level
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the manifest: a scan and its mask."""
+
+    source: str
+    case: str
+    patient: str
+    modality: str
+    image: Path
+    mask: Path
+    mask_extent: str = ""
+    levels: tuple[str, ...] = ()
+    flaw: str = ""
+    part: str = ""  # of the split that the source publishes: "train", "validation", "test" or "" for none
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}/{self.case}"
+
+    @property
+    def names_levels(self) -> bool:
+        """Whether the mask tells L1 from L2.  Without that a case can serve models of two classes alone."""
+        return NAMELESS not in self.levels
+
+    def read(self) -> Volume:
+        """The scan and its mask, which must show a lumbar vertebra: without one there is nothing to learn or score."""
+        volume = read_volume(self.image, self.mask, name=self.name, modality=self.modality,
+                             scheme="dataset" if self.names_levels else "vertebra")
+        if not ((volume.mask != BACKGROUND) & (volume.mask != UNLABELLED)).any():
+            raise ScanError(f"{self.mask}: found no voxel of L1..L5, expected at least one; "
+                            f"check the file, or remove {self.name} from the {MANIFEST}")
+        return volume
+
+
+def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]:
+    """The cases of a dataset folder in manifest order; `sources` keeps only these."""
+    manifest = Path(folder) / MANIFEST
+    if not manifest.is_file():
+        found = "no such folder" if not Path(folder).is_dir() else f"no {MANIFEST} in this folder"
+        raise ScanError(f"{folder}: {found}, expected a dataset folder; check the path, or write one "
+                        "as data/README.md says")
+    _, rows = read_rows(folder)
+    cases = [_case(manifest, line, row) for line, row in rows]
+    if not cases:
+        raise ScanError(f"{manifest}: found no case, expected one a line; add some")
+    _refuse_duplicates(manifest, cases)
+    known = sorted({c.source for c in cases})
+    if unknown := sorted(set(sources) - set(known)):
+        raise ScanError(f"{manifest}: found no source {', '.join(unknown)}, expected one of {', '.join(known)}; "
+                        "choose among these")
+    chosen = [c for c in cases if not sources or c.source in sources]
+    for case in chosen:
+        for path in (case.image, case.mask):
+            if not path.exists():
+                raise ScanError(f"{path}: no such file, but {MANIFEST} names it for {case.name}; "
+                                "restore the file or remove the line")
+    return chosen
+
+
+def read_rows(folder: str | Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns of a folder's manifest and its rows, each with the number of its line; none where it is missing."""
+    manifest = Path(folder) / MANIFEST
+    if not manifest.exists():
+        return [], []
+    try:
+        with open(manifest, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ScanError(f"{manifest}: cannot be read ({error}), expected UTF-8 text; save it as CSV again") from None
+    if missing := [c for c in REQUIRED if c not in columns]:
+        raise ScanError(f"{manifest}: found columns {', '.join(columns) or 'none'}, missing {', '.join(missing)}; "
+                        "add them to the first line")
+    return columns, rows
+
+
+def earlier_cases(folder: str | Path, source: str) -> set[str]:
+    """The cases of a source that a folder's manifest names, be their files there or not."""
+    return {row["case"] for _, row in read_rows(folder)[1] if row["source"] == source}
+
+
+def add_to_manifest(folder: str | Path, cases: Sequence[Case]) -> None:
+    """Add cases to a folder's manifest, or write one; what it holds already stays, with columns of its own.
+
+    A case of the same source and name is replaced.
+    """
+    columns, rows = read_rows(folder)
+    new = {(c.source, c.case) for c in cases}
+    old = [row for _, row in rows if (row.get("source"), row.get("case")) not in new]
+    columns += [c for c in (*COLUMNS, *((PART,) if any(c.part for c in cases) else ())) if c not in columns]
+    every = sorted([*old, *(_row(folder, c) for c in cases)], key=lambda row: (row["source"] or "", row["case"] or ""))
+    _write_rows(Path(folder), columns, every)
+
+
+def write_manifest(folder: str | Path, cases: Iterable[Case]) -> None:
+    """Write manifest.csv with paths relative to the folder, atomically."""
+    cases = list(cases)
+    columns = (*COLUMNS, PART) if any(c.part for c in cases) else COLUMNS
+    _write_rows(Path(folder), columns, [_row(folder, c) for c in cases])
+
+
+def _row(folder: str | Path, case: Case) -> dict[str, str]:
+    image, mask = (Path(os.path.relpath(path, folder)) for path in (case.image, case.mask))
+    if ".." in image.parts + mask.parts:
+        raise ScanError(f"{case.name}: found {case.image} and {case.mask}, expected paths inside {folder}; "
+                        "move the files there")
+    values = (case.source, case.case, case.patient, case.modality, image.as_posix(), mask.as_posix(), case.mask_extent,
+              " ".join(case.levels), case.flaw, case.part)
+    return dict(zip((*COLUMNS, PART), values, strict=True))
+
+
+def _write_rows(folder: Path, columns: Sequence[str], rows: Iterable[dict[str, str]]) -> None:
+    with whole_file(folder / MANIFEST) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
+    get = {column: (row.get(column) or "").strip() for column in (*COLUMNS, PART)}
+    for column in REQUIRED:
+        if not get[column]:
+            raise ScanError(f"{manifest}, line {line}: {column} is empty, expected a value; fill it in")
+    for column in ("image", "mask"):
+        path = Path(get[column])
+        if path.is_absolute() or ".." in path.parts:
+            raise ScanError(f"{manifest}, line {line}: {column} is {path}, expected a path inside the folder; "
+                            "move the file there")
+    modality = get["modality"].upper()[:2]  # MRI is MR
+    if modality not in ("CT", "MR", ""):
+        raise ScanError(f"{manifest}, line {line}: modality is {get['modality']}, expected CT, MR or nothing; "
+                        "correct it")
+    if "/" in get["source"]:
+        raise ScanError(f"{manifest}, line {line}: source is {get['source']}, expected a name without /; rename it")
+    if get[PART] not in (*PARTS, ""):
+        raise ScanError(f"{manifest}, line {line}: {PART} is {get[PART]}, expected {', '.join(PARTS)} or nothing; "
+                        "correct it")
+    return Case(get["source"], get["case"], get["patient"], modality, manifest.parent / get["image"],
+                manifest.parent / get["mask"], get["mask_extent"], tuple(get["levels"].split()), get["flaw"], get[PART])
+
+
+def _refuse_duplicates(manifest: Path, cases: Sequence[Case]) -> None:
+    seen: set[str] = set()
+    for case in cases:
+        if case.name in seen:
+            raise ScanError(f"{manifest}: found {case.name} twice, expected each source and case once; remove one line")
+        seen.add(case.name)

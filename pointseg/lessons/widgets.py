@@ -1,0 +1,272 @@
+"""A scan to leaf through and a slice to label by hand, for notebooks.
+
+Each shows a static figure first, which needs no kernel and so is there on a web page or on paper, then its widgets.
+"""
+
+import base64
+import io
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import anywidget
+import ipywidgets
+import numpy as np
+import traitlets
+from IPython.display import display
+
+from pointseg.report import plot
+from pointseg.report.plot import COLOURS, Figure, overlay
+from pointseg.runs.checkpoint import HISTORY
+from pointseg.runs.run import DONE
+from pointseg.slices import AXES
+from pointseg.volume import CLASSES, UNLABELLED
+
+VIEW_PX = (480, 600)  # a plane fills this height or this width
+PAGE_INCH = 8  # width of a static figure
+DOTS = ("#FFFFFF", *COLOURS)  # of a point, by class
+
+
+class SliceViewer:
+    """Leaf through a scan and its labels along the three axes.
+
+    image (z, y, x), labels (z, y, x) uint8 0..5 or UNLABELLED, spacing_mm (z, y, x).  Labels that are mostly UNLABELLED
+    are points, and those of the slices next to it are shown too.
+    """
+
+    def __init__(self, image: np.ndarray, labels: np.ndarray | None = None,
+                 spacing_mm: tuple[float, float, float] = (1, 1, 1)):
+        self.image = np.asarray(image, np.float32)
+        self.labels = np.zeros(self.image.shape, np.uint8) if labels is None else np.asarray(labels).astype(np.uint8)
+        if self.image.ndim != 3 or self.image.shape != self.labels.shape:
+            raise ValueError(f"image {self.image.shape} and labels {self.labels.shape}, expected one shape (z, y, x)")
+        self.spacing_mm = spacing_mm
+        self.points = plot.is_points(self.labels)
+        self.centre = plot.centre_of(self.labels)
+        self.window = plot.window_of(self.image, self.centre, spacing_mm)
+        self.axis = ipywidgets.ToggleButtons(options=["sagittal", "coronal", "transverse"], description="axis")
+        self.index = ipywidgets.IntSlider(description="slice")
+        self.shown = ipywidgets.Checkbox(value=True, description="labels", indent=False)
+        self.opacity = ipywidgets.FloatSlider(value=0.45, min=0, max=1, step=0.05, description="opacity")
+        natural = {"align_self": "flex-start", "max_width": "100%"}  # else it is stretched to the page's width
+        self.picture = ipywidgets.Image(format="png", layout=natural)
+        self.caption = ipywidgets.HTML()
+        self.widget = ipywidgets.VBox([
+            self.axis, self.index, ipywidgets.HBox([self.opacity, self.shown]), self.picture, self.caption,
+            ipywidgets.HTML(_legend())])
+        self._turn()
+        self.axis.observe(self._turn, "value")
+        for control in (self.index, self.shown, self.opacity):
+            control.observe(self._draw, "value")
+
+    @property
+    def figure(self) -> Figure:
+        """The planes through the labels' centre, as a picture without a kernel."""
+        if self.points:
+            figure = plot.stages(self.image, {"points": self.labels}, self.spacing_mm)
+        else:
+            figure = plot.three_planes(self.image, self.labels, self.spacing_mm)
+        figure.set_size_inches(figure.get_size_inches() * PAGE_INCH / figure.get_figwidth())
+        return figure
+
+    def _ipython_display_(self) -> None:
+        display(self.figure)
+        display(self.widget)
+
+    def _turn(self, _=None) -> None:
+        axis = AXES[self.axis.value]
+        with self.index.hold_trait_notifications():  # else the old slice is clipped to the new range, and drawn
+            self.index.max = self.image.shape[axis] - 1
+            self.index.value = self.centre[axis]
+        self._draw()
+
+    def _draw(self, _=None) -> None:
+        plane, axis, at = self.axis.value, AXES[self.axis.value], self.index.value
+        labels = self.labels.take(at, axis) if self.shown.value and not self.points else None
+        points = (self.labels, axis, at) if self.shown.value and self.points else None
+        self.picture.value = _png(self.image.take(at, axis), labels, np.delete(self.spacing_mm, axis), self.window,
+                                  self.opacity.value, points)
+        left, right, top, bottom = plot.SIDES[plane]
+        self.caption.value = (f"{plane} slice {at} of 0..{self.index.max}; left edge {left}, right {right}, "
+                              f"top {top}, bottom {bottom}")
+
+
+class ClickPicture(anywidget.AnyWidget):
+    """A picture that writes down where it is clicked, and shows dots.
+
+    All places are fractions of the picture as it is shown, so its size on the screen does not matter.  `clicks` is a
+    log that only grows: a busy kernel gets the latest state only, and a single click could be overwritten by the next.
+    """
+
+    _esm = """
+    export default { render({ model, el }) {
+      const [rows, columns] = model.get("shape");
+      const box = document.createElement("div");
+      const img = document.createElement("img");
+      box.style.cssText = `position: relative; cursor: crosshair; width: ${model.get("width_px")}px; max-width: 100%;
+                           aspect-ratio: ${model.get("ratio")}; user-select: none`;
+      img.style.cssText = "display: block; width: 100%; height: 100%; max-width: none; margin: 0; padding: 0";
+      img.draggable = false;
+      const dots = document.createElement("div");  // click-through, in front of the picture
+      dots.style.cssText = "position: absolute; inset: 0; pointer-events: none";
+      box.append(img, dots);
+      el.append(box);
+      const drawPicture = () => { img.src = model.get("picture"); };
+      const drawDots = () => dots.replaceChildren(...model.get("dots").map(([row, column, colour]) => {
+        const dot = document.createElement("div");
+        dot.style.cssText = `position: absolute; box-sizing: border-box; width: 9px; height: 9px; border-radius: 50%;
+                             border: 1px solid black; background: ${colour}; transform: translate(-50%, -50%);
+                             left: ${100 * (column + 0.5) / columns}%; top: ${100 * (row + 0.5) / rows}%`;
+        return dot;
+      }));
+      const pixel = (at, start, length, count) =>
+        Math.min(count - 1, Math.max(0, Math.floor((at - start) / length * count)));
+      box.addEventListener("click", (event) => {
+        const shown = box.getBoundingClientRect();  // after all of the page's scaling
+        const click = [pixel(event.clientY, shown.top, shown.height, rows),
+                       pixel(event.clientX, shown.left, shown.width, columns), model.get("chosen"), Date.now() / 1000];
+        model.set("clicks", [...model.get("clicks"), click]);
+        model.save_changes();
+      });
+      model.on("change:picture", drawPicture);
+      model.on("change:dots", drawDots);
+      drawPicture();
+      drawDots();
+      return () => { model.off("change:picture", drawPicture); model.off("change:dots", drawDots); };
+    } };
+    """
+    shape = traitlets.List().tag(sync=True)  # rows, columns
+    ratio = traitlets.Float().tag(sync=True)  # width / height as shown
+    width_px = traitlets.Int().tag(sync=True)
+    picture = traitlets.Unicode().tag(sync=True)  # data URL
+    dots = traitlets.List().tag(sync=True)  # [row, column, colour]
+    chosen = traitlets.Int(1).tag(sync=True)  # class of the next click
+    clicks = traitlets.List().tag(sync=True)  # [row, column, class, seconds]
+
+
+class PointPicker:
+    """Label a slice with points by clicking, and see how long it takes.
+
+    image_2d (H, W), spacing_mm (row, column), truth (H, W) uint8: the mask to compare with, hidden at first.
+    scripted: clicks to start with, as for `script`.
+    """
+
+    def __init__(self, image_2d: np.ndarray, spacing_mm: tuple[float, float], truth: np.ndarray | None = None,
+                 scripted: Iterable[tuple[int, int, int, float]] | None = None):
+        self.image, self.spacing_mm, self.truth = np.asarray(image_2d, np.float32), spacing_mm, truth
+        if self.image.ndim != 2 or (truth is not None and truth.shape != self.image.shape):
+            raise ValueError(f"image {self.image.shape} and truth {np.shape(truth)}, expected one shape (row, column)")
+        low, high = np.percentile(self.image, plot.WINDOW_PERCENTILES)
+        self.window = float(low), float(max(high, low + 1e-6))
+        self._clicked: list[tuple[int, int, int, float]] = []
+        height, width = _size_px(self.image.shape, spacing_mm)
+        self.canvas = ClickPicture(shape=list(self.image.shape), ratio=width / height, width_px=width)
+        self.choice = ipywidgets.ToggleButtons(options=CLASSES, value="L1", style={"button_width": "auto"})
+        self.undo = ipywidgets.Button(description="undo")
+        self.clear = ipywidgets.Button(description="clear")
+        self.shown = ipywidgets.ToggleButton(description="show the mask", disabled=truth is None)
+        self.status = ipywidgets.HTML()
+        self.widget = ipywidgets.VBox([self.choice, self.canvas, ipywidgets.HBox([self.undo, self.clear, self.shown]),
+                                       self.status, ipywidgets.HTML(_legend())])
+        ipywidgets.jsdlink((self.choice, "index"), (self.canvas, "chosen"))  # at once, without asking the kernel
+        self.canvas.observe(self._click, "clicks")
+        self.undo.on_click(lambda _: self._keep(self._clicked[:-1]))
+        self.clear.on_click(lambda _: self._keep([]))
+        self.shown.observe(self._draw, "value")
+        self._draw()
+        self._keep([])
+        self.script(scripted or ())
+
+    @property
+    def points(self) -> list[tuple[int, int, int]]:
+        """(row, column, class) in the order of the clicks."""
+        return [click[:3] for click in self._clicked]
+
+    @property
+    def seconds_per_point(self) -> float:
+        """Median time from one click to the next; nan with fewer than two."""
+        times = [click[3] for click in self._clicked]
+        return float(np.median(np.diff(times))) if len(times) > 1 else float("nan")
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(H, W) uint8: the points' classes, UNLABELLED elsewhere.  Of two on one pixel the later counts."""
+        labels = np.full(self.image.shape, UNLABELLED, np.uint8)
+        for row, column, k in self.points:
+            labels[row, column] = k
+        return labels
+
+    def script(self, clicks: Iterable[tuple[int, int, int, float]]) -> None:
+        """Click without a mouse: (row, column, class, seconds), the way the browser reports its clicks."""
+        new = [[int(row), int(column), int(k), float(seconds)] for row, column, k, seconds in clicks]
+        for row, column, k, _ in new:
+            if not (0 <= row < self.image.shape[0] and 0 <= column < self.image.shape[1] and 0 <= k < len(CLASSES)):
+                raise ValueError(f"a click on row {row}, column {column} with class {k}, expected a pixel of "
+                                 f"{self.image.shape} and a class 0..{len(CLASSES) - 1}")
+        self.canvas.clicks = self.canvas.clicks + new
+
+    @property
+    def figure(self) -> Figure:
+        """The slice with its points and, once there are some, the mask beside it."""
+        names = ["points", "mask"] if self.points and self.truth is not None else ["points"]
+        figure = Figure((PAGE_INCH, 5), layout="constrained")
+        for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            labels = self.truth if name == "mask" else np.zeros(self.image.shape, np.uint8)
+            overlay(ax, self.image, labels, self.spacing_mm, window=self.window)
+            ax.set_title(name, fontsize=11)
+            if name == "points":
+                plot.mark_points(ax, self.labels[None], 0, 0)
+        plot.legend(figure, points=True)
+        return figure
+
+    def _ipython_display_(self) -> None:
+        display(self.figure)
+        display(self.widget)
+
+    def _click(self, change: dict) -> None:
+        self._keep(self._clicked + [tuple(click) for click in change["new"][len(change["old"]):]])
+
+    def _keep(self, clicked: list[tuple[int, int, int, float]]) -> None:
+        self._clicked = clicked
+        self.canvas.dots = [[row, column, DOTS[k]] for row, column, k in self.points]
+        pace = f", {self.seconds_per_point:.1f} s from one to the next" if len(clicked) > 1 else ""
+        self.status.value = f"{len(clicked)} points{pace}"
+
+    def _draw(self, _=None) -> None:
+        png = _png(self.image, self.truth if self.shown.value else None, self.spacing_mm, self.window)
+        self.canvas.picture = "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _size_px(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[int, int]:
+    """Height and width of a plane on the screen, a millimetre equally long in both."""
+    extent_mm = np.multiply(shape, spacing_mm)
+    return tuple(max(1, round(mm)) for mm in extent_mm * np.min(VIEW_PX / extent_mm))
+
+
+def _png(image: np.ndarray, labels: np.ndarray | None, spacing_mm: tuple[float, float], window: tuple[float, float],
+         opacity: float = 0.45, points: tuple[np.ndarray, int, int] | None = None) -> bytes:
+    """One plane (H, W) as a picture without a margin, with a mask (H, W) or with the points of a volume."""
+    height, width = _size_px(image.shape, spacing_mm)
+    figure = Figure((width / 100, height / 100), dpi=100)
+    ax = figure.add_axes((0, 0, 1, 1))
+    overlay(ax, image, np.zeros(image.shape, np.uint8) if labels is None else labels, spacing_mm, opacity,
+            window=window)
+    if points:
+        plot.mark_points(ax, *points)
+    ax.set_aspect("auto")  # the figure has the right shape, up to a rounded pixel
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 1})  # quick: it goes no further than the screen
+    return buffer.getvalue()
+
+
+def _legend() -> str:
+    return " ".join(f'<span style="color: {colour}; -webkit-text-stroke: 0.4px black">&#9632;</span> {name}'
+                    for colour, name in zip(COLOURS, CLASSES[1:], strict=True))
+
+
+def watch(folder: str | Path, every_s: float = 5.0) -> None:
+    """Draw `plot.training` of a folder, and draw it anew until all trainings there are done or the cell is stopped."""
+    shown = display(plot.training(folder), display_id=True)
+    while not all(path.with_name(DONE).is_file() for path in Path(folder).glob(f"**/{HISTORY}")):
+        time.sleep(every_s)
+        shown.update(plot.training(folder))

@@ -1,0 +1,349 @@
+"""DICOM in: which files of a folder are one scan, and where its slices lie.
+
+pydicom reads the headers, sequences included, in which multi-frame files keep the place of each frame and which
+SimpleITK does not show; SimpleITK (GDCM) decodes the pixels.  Of two images that a folder may hold, none is guessed.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.dataset import Dataset
+
+from pointseg.scans.files import Stored, first_line, native_messages, reason
+from pointseg.volume import ScanError
+
+UNEVEN_MAX = 0.1  # share by which the smallest step between slices may fall short of the largest
+COSINE_TOLERANCE = 1e-3
+LOCALISER_WORDS = ("LOCALIZER", "LOCALISER", "SCOUT", "SURVEY", "TOPOGRAM")
+TAGS = ("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "PatientID", "PatientName",
+        "PatientBirthDate", "Modality", "ImageType", "PhotometricInterpretation", "SamplesPerPixel", "NumberOfFrames",
+        "Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelSpacing", "SpacingBetweenSlices",
+        "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
+        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+
+
+class NoPlace(ScanError):
+    """A file that does not say where its slices lie."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file and what its header says, pixels left out."""
+
+    path: Path
+    tags: Dataset
+
+    @property
+    def frames(self) -> int:
+        return int(self.tags.get("NumberOfFrames") or 1)
+
+    @property
+    def patient(self) -> tuple[str, ...]:
+        return tuple(str(self.tags.get(tag) or "") for tag in ("PatientID", "PatientName", "PatientBirthDate"))
+
+    @property
+    def is_localiser(self) -> bool:
+        words = [*map(str, _values(self.tags, "ImageType")), str(self.tags.get("SeriesDescription") or "")]
+        return any(name in word.upper() for word in words for name in LOCALISER_WORDS)
+
+    @property
+    def is_image(self) -> bool:
+        return "Rows" in self.tags and "Columns" in self.tags
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom warns of every value that is longer than the standard allows, and of much else that does no harm."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@_quiet()
+def images_in(folder: Path) -> dict[Path, int]:
+    """The DICOM images that lie in this folder, and how many frames each has."""
+    headers = (_read_header(path) for path in _files(folder))
+    return {header.path: header.frames for header in headers if header and header.is_image}
+
+
+@_quiet()
+def read_series(folder: Path, series: str = "") -> Stored:
+    """The one scan of a folder; `series` names it (its SeriesInstanceUID) where there are several.
+
+    Localisers are left aside where something else is there.  Files of one series are sorted by position.
+    """
+    found: dict[str, list[Header]] = {}
+    for path in _files(folder):
+        if (header := _read_header(path)) and header.is_image:
+            if min(header.tags.Rows, header.tags.Columns) < 2:
+                raise ScanError(f"{path}: found slices of {header.tags.Columns} x {header.tags.Rows} pixels, expected "
+                                "at least 2 x 2; look for the images of the scan")
+            found.setdefault(str(header.tags.get("SeriesInstanceUID") or ""), []).append(header)
+    if not found:
+        raise ScanError(f"{folder}: found no DICOM file in this folder, expected the slices of one scan; "
+                        "give the folder that the files lie in, or a NIfTI, MHA or NRRD file")
+    notes = []
+    if series:
+        if series not in found:
+            raise ScanError(f"{folder}: found no series {series}, expected one of {_names(found)}; choose among these")
+        headers = found[series]
+    else:
+        scans = {uid: headers for uid, headers in found.items() if not all(h.is_localiser for h in headers)}
+        if 0 < len(scans) < len(found):
+            notes.append(f"left aside {len(found) - len(scans)} localiser series")
+            found = scans
+        if len(found) > 1:
+            raise ScanError(f"{folder}: found {len(found)} DICOM series ({_names(found)}), expected one; "
+                            "name the one you want by --series, or give it a folder of its own")
+        (headers,) = found.values()
+    if (localisers := [h for h in headers if h.is_localiser]) and len(localisers) < len(headers):
+        headers = [h for h in headers if not h.is_localiser]
+        notes.append(f"left aside {len(localisers)} localiser images of the same series")
+    if len(patients := {h.patient for h in headers}) > 1:
+        raise ScanError(f"{folder}: found files of {len(patients)} patients in one series "
+                        f"({'; '.join(sorted(' '.join(filter(None, p)) or 'no name' for p in patients))}), "
+                        "expected one; sort the files by patient")
+    if len(multi := [h for h in headers if h.frames > 1]):
+        if len(headers) > 1:
+            raise ScanError(f"{folder}: found {len(headers)} files in one series, {len(multi)} of them with several "
+                            "frames, expected one such file or files of one slice each; give the file of the scan")
+        return read_frames(headers[0].path, notes)
+    return _stored(folder, headers, _places(folder, headers), notes)
+
+
+@_quiet()
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, be it without the preamble that says so."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM" or _read_header(path) is not None
+
+
+@_quiet()
+def read_frames(path: Path, notes: Sequence[str] = ()) -> Stored:
+    """A file with a frame for each slice (an Enhanced MR or CT), or a single slice, which is refused."""
+    header = _read_header(path)
+    if header is None or not header.is_image:
+        raise ScanError(f"{path}: found no DICOM image in it, expected one with a frame for each slice; "
+                        "copy or export it again")
+    if header.frames < 2:
+        raise ScanError(f"{path}: found a single slice of {header.tags.Columns} x {header.tags.Rows} pixels, expected "
+                        "a scan; give the folder of its slices")
+    if "PerFrameFunctionalGroupsSequence" not in header.tags:
+        notes = [*notes, "its header has one place for all frames, which are taken to follow each other in their order"]
+    return _stored(path, [header], _frame_places(path, header), notes)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where slices lie, one row a slice: mm in patient space (LPS)."""
+
+    positions: np.ndarray  # (n, 3), of each slice's first pixel
+    rows_columns: np.ndarray  # (6,) cosines of the row direction, then of the column direction
+    spacing: tuple[float, float]  # between rows, between columns
+
+
+def _places(folder: Path, headers: Sequence[Header]) -> Places:
+    for header in headers:
+        for tag, size in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+            _numbers(header.path, header.tags, tag, size)
+        for tag in ("RescaleSlope", "RescaleIntercept"):  # a CT without them loses its HU
+            if tag in header.tags:
+                _numbers(header.path, header.tags, tag, 1)
+    first = headers[0].tags
+    for header in headers:
+        for tag, tolerance in (("Rows", 0), ("Columns", 0), ("ImageOrientationPatient", COSINE_TOLERANCE),
+                               ("PixelSpacing", 1e-3), ("BitsAllocated", 0), ("PixelRepresentation", 0),
+                               ("RescaleSlope", 1e-6), ("RescaleIntercept", 1e-6)):
+            a, b = (np.array(_values(tags, tag), float) for tags in (first, header.tags))
+            if len(a) != len(b) or np.abs(a - b).max(initial=0) > tolerance:
+                raise ScanError(f"{folder}: found slices of different {tag} in one series "
+                                f"({_shown(a)} in {headers[0].path.name}, {_shown(b)} in {header.path.name}), "
+                                "expected one stack of slices; give the files of one stack a folder of their own")
+    return Places(np.array([_values(h.tags, "ImagePositionPatient") for h in headers], float),
+                  np.array(_values(first, "ImageOrientationPatient"), float), tuple(map(float, first.PixelSpacing)))
+
+
+def _frame_places(path: Path, header: Header) -> Places:
+    """From the functional groups of an enhanced file: those of a frame first, then those that all frames share."""
+    shared = _first(header.tags, "SharedFunctionalGroupsSequence")
+    frames = list(header.tags.get("PerFrameFunctionalGroupsSequence") or [])
+    if not frames and "SpacingBetweenSlices" in header.tags:  # older files: the first frame's place and a step
+        first = _places(path, [header])
+        step_mm = _numbers(path, header.tags, "SpacingBetweenSlices", 1)[0]
+        normal = np.cross(first.rows_columns[:3], first.rows_columns[3:])
+        return replace(first, positions=first.positions + np.arange(header.frames)[:, None] * step_mm * normal)
+    if len(frames) != header.frames:
+        raise NoPlace(f"{path}: found {header.frames} frames and the places of {len(frames)}, expected the place of "
+                        "each; convert the file to NIfTI with a converter for your scanner, such as dcm2niix")
+
+    def group(frame: Dataset, sequence: str, tag: str, size: int) -> list[float]:
+        for level in (_first(frame, sequence), _first(shared, sequence), header.tags):
+            if tag in level:
+                return _numbers(path, level, tag, size)
+        return _numbers(path, header.tags, tag, size)
+
+    positions = [group(f, "PlanePositionSequence", "ImagePositionPatient", 3) for f in frames]
+    orientations = [group(f, "PlaneOrientationSequence", "ImageOrientationPatient", 6) for f in frames]
+    spacings = [group(f, "PixelMeasuresSequence", "PixelSpacing", 2) for f in frames]
+    slopes = {tuple(group(f, "PixelValueTransformationSequence", tag, 1)[0] for tag in ("RescaleSlope",
+              "RescaleIntercept")) for f in frames if _first(f, "PixelValueTransformationSequence")}
+    for name, values, tolerance in (("orientations", orientations, COSINE_TOLERANCE), ("spacings", spacings, 1e-3),
+                                    ("grey value scales", list(slopes), 1e-6)):
+        if len(values) > 1 and np.ptp(values, axis=0).max() > tolerance:
+            raise ScanError(f"{path}: found frames of different {name}, expected one stack of slices; "
+                            "export its stacks one by one")
+    return Places(np.array(positions), np.array(orientations[0]), tuple(spacings[0]))
+
+
+def _stored(source: Path, headers: Sequence[Header], places: Places, notes: Sequence[str]) -> Stored:
+    """Pixels in the order of their places, on the grid that these make."""
+    order, normal, step_mm = _stack(source, places, keep_order=len(headers) == 1)
+    if len(headers) == 1:
+        image = _pixels(source, headers)
+        if image.GetDepth() != len(order):
+            raise ScanError(f"{source}: found {image.GetDepth()} frames and the places of {len(order)}, expected as "
+                            "many; copy or export the file again")
+        if (order != np.arange(len(order))).any():
+            image = sitk.GetImageFromArray(sitk.GetArrayViewFromImage(image)[order])
+    else:
+        image = _pixels(source, [headers[i] for i in order])
+    columns, rows = headers[0].tags.Columns, headers[0].tags.Rows
+    if image.GetSize()[:2] != (columns, rows):
+        raise ScanError(f"{source}: found {columns} x {rows} pixels a slice in the header and "
+                        f"{' x '.join(map(str, image.GetSize()[:2]))} in the data, expected the same; export it again")
+    across, down = places.rows_columns[:3], places.rows_columns[3:]
+    image.SetSpacing((places.spacing[1], places.spacing[0], step_mm))
+    image.SetOrigin(places.positions[order[0]].tolist())
+    image.SetDirection(np.stack([across, down, normal], axis=1).ravel().tolist())
+    modality = str(headers[0].tags.get("Modality") or "")
+    inverted = {str(h.tags.get("PhotometricInterpretation") or "") == "MONOCHROME1" for h in headers}
+    if True in inverted:
+        if modality == "CT" or len(inverted) > 1:
+            raise ScanError(f"{source}: found inverted grey values (MONOCHROME1) in a CT or in some slices only, "
+                            "expected MONOCHROME2; export the scan again")
+        notes = [*notes, "inverted grey values (MONOCHROME1) turned round"]  # by GDCM, which reads them so
+    return Stored(image, modality if modality in ("CT", "MR") else "", tuple(notes))
+
+
+def _stack(source: Path, places: Places, keep_order: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """Slices as one stack.   -> their order, the direction in which they follow each other, their distance in mm.
+
+    keep_order: slices that lie from last to first stay so, since masks may be drawn on them.
+    """
+    across, down = places.rows_columns[:3], places.rows_columns[3:]
+    if (np.abs([across @ across - 1, down @ down - 1, across @ down]) > COSINE_TOLERANCE).any():
+        raise ScanError(f"{source}: found ImageOrientationPatient {_shown(places.rows_columns)}, expected two "
+                        "perpendicular directions of length 1; export the scan again")
+    normal = np.cross(across, down)
+    along_mm = places.positions @ normal
+    if keep_order and (np.diff(along_mm) < 0).all():
+        normal, along_mm = -normal, -along_mm
+    order = np.argsort(along_mm, kind="stable")
+    if len(order) < 2:
+        raise ScanError(f"{source}: found a single slice, expected a scan; look for the other files of its series")
+    steps_mm = np.diff(along_mm[order])
+    if not steps_mm.min() > (1 - UNEVEN_MAX) * steps_mm.max():
+        repeated = "; some positions occur twice, as in several echoes or time points" if steps_mm.min() < 1e-3 else ""
+        raise ScanError(f"{source}: found {len(order)} slices {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart"
+                        f"{repeated}, expected even steps; look for missing, repeated or damaged files")
+    first, last = places.positions[order[[0, -1]]]
+    sideways_mm = np.linalg.norm(last - first - normal * steps_mm.sum())
+    if sideways_mm > min(places.spacing):
+        raise ScanError(f"{source}: found slices that move {sideways_mm:.3g} mm sideways from first to last (a tilted "
+                        "gantry), expected each straight above the other; resample the scan to a straight grid first")
+    return order, normal, float(steps_mm.mean())
+
+
+@_quiet()
+def read_pixels(path: Path) -> sitk.Image:
+    """The frames of a file as they are stored, whatever it says of their places."""
+    header = _read_header(path)
+    if header is None or not header.is_image:
+        raise ScanError(f"{path}: found no DICOM image in it, expected one; copy it again")
+    return _pixels(path, [header])
+
+
+def _pixels(source: Path, headers: Sequence[Header]) -> sitk.Image:
+    for header in headers:
+        if int(header.tags.get("SamplesPerPixel") or 1) != 1:
+            raise ScanError(f"{header.path}: found colour, expected one grey value a pixel; convert the scan to grey "
+                            "values")
+        _check_length(header)
+    files = [str(h.path) for h in headers]
+    with native_messages():
+        try:
+            return sitk.ReadImage(files if len(files) > 1 else files[0])
+        except RuntimeError as error:
+            raise ScanError(f"{source}: cannot be read ({reason(error)}), expected complete DICOM files; "
+                            "copy or export them again") from None
+
+
+def _check_length(header: Header) -> None:
+    """The decoder fills up with black what is missing at the end of uncompressed pixels."""
+    try:
+        whole = pydicom.dcmread(header.path, force=True)
+        found = len(whole.PixelData)
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise ScanError(f"{header.path}: cannot be read ({first_line(error)}), expected a complete DICOM file; "
+                        "copy or export it again") from None
+    if not getattr(whole.file_meta, "TransferSyntaxUID", None) or whole.file_meta.TransferSyntaxUID.is_compressed:
+        return
+    expected = header.frames * int(whole.Rows) * int(whole.Columns) * int(whole.BitsAllocated) // 8
+    if found < expected:
+        raise ScanError(f"{header.path}: cannot be read ({found} of {expected} bytes of pixels), expected a complete "
+                        "DICOM file; copy or export it again")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def _read_header(path: Path) -> Header | None:
+    try:
+        # force: files without the preamble exist; anything at all that is read so has no SOP class.
+        tags = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
+        return Header(path, tags) if "SOPClassUID" in tags else None
+    except Exception:  # whatever a file that is not DICOM makes of the reader
+        return None
+
+
+def _first(tags: Dataset, sequence: str) -> Dataset:
+    items = tags.get(sequence)
+    return items[0] if items else Dataset()
+
+
+def _values(tags: Dataset, tag: str) -> list:
+    value = tags.get(tag)
+    if value is None:
+        return []
+    return [value] if isinstance(value, str | int | float) else list(value)
+
+
+def _numbers(path: Path, tags: Dataset, tag: str, size: int) -> list[float]:
+    try:
+        values = [float(v) for v in _values(tags, tag)]
+    except (TypeError, ValueError):
+        values = []
+    good = len(values) == size and np.isfinite(values).all() and (tag != "PixelSpacing" or min(values) > 0)
+    if not good:
+        found = ("no" if tag not in tags or not tags.get(tag) else "\\".join(map(str, _values(tags, tag)))[:80])
+        raise NoPlace(f"{path}: found {found} {tag}, expected {size} number{'s' * (size > 1)}; export the scan "
+                        "again, or convert it to NIfTI")
+    return values
+
+
+def _names(found: dict[str, list[Header]]) -> str:
+    def name(uid: str, headers: list[Header]) -> str:
+        description = str(headers[0].tags.get("SeriesDescription") or "")
+        return uid + (f" ({description})" if description else "") + f" of {len(headers)} files"
+    return "; ".join(name(uid, headers) for uid, headers in sorted(found.items()))
+
+
+def _shown(values: Sequence[float]) -> str:
+    return "\\".join(f"{v:g}" for v in values)

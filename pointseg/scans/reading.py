@@ -1,0 +1,188 @@
+"""Scan files in: SimpleITK reads them, and what it would accept in silence is refused here, or said.
+
+Half a file, a spacing that is missing, not a number or in metres, a header that promises more than the file can hold:
+SimpleITK alone returns a scan for each of these.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import SimpleITK as sitk
+
+from pointseg.scans import nifti, textheaders
+from pointseg.scans.dicom import COSINE_TOLERANCE, is_dicom, read_frames, read_series
+from pointseg.scans.files import Damaged, Stored, first_line, native_messages, reason
+from pointseg.volume import ScanError
+
+READERS = {"NIfTI": "NiftiImageIO", "MHA": "MetaImageIO", "NRRD": "NrrdImageIO"}  # SimpleITK's
+SCAN_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
+SPACING_MM = (0.02, 50.0)  # outside, a header most likely holds metres, micrometres or nonsense
+EXTENT_MM, EXTENT_LITRES = 2500.0, 1000.0  # a larger scan is not of a person, and its 1 mm grid fills the memory
+NO_ORIENTATION = ("its header does not say how it lies in the patient, so the axes are taken in the format's default "
+                  "order: check left and right, head and feet")
+
+
+def read_image(path: Path, series: str = "") -> Stored:
+    """One 3-D image as stored: a real number per voxel, at least 2 voxels along each axis, positive spacing in mm.
+
+    path: a NIfTI, MHA/MHD, NRRD or multi-frame DICOM file, or a folder with a DICOM series; `series` is the
+    SeriesInstanceUID where there are several.  A fourth axis with a single frame is dropped.
+    """
+    try:
+        if not path.exists():
+            raise ScanError(f"{path}: no such file or folder, expected a scan; check the path")
+        if not path.is_dir() and not path.is_file():  # a pipe, say, on which a reader would wait
+            raise ScanError(f"{path}: found neither a file nor a folder, expected a scan; check the path")
+        stored = read_series(path, series) if path.is_dir() else _read_file(path)
+    except ScanError:
+        raise
+    except Damaged as error:
+        raise _unreadable(path, str(error)) from None
+    except PermissionError as error:
+        raise ScanError(f"{path}: cannot be read ({error.strerror}), expected a scan that one may read; "
+                        "check its permissions") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of the readers
+        raise _unreadable(path, first_line(error)) from None
+    _check_grid(path, stored.image)
+    return stored
+
+
+def data_files(path: Path) -> list[Path]:
+    """All the files that a scan consists of."""
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    return [path, *(textheaders.data_files(path) if path.suffix.lower() in (".mhd", ".nhdr", ".mha", ".nrrd") else [])]
+
+
+def _read_file(path: Path) -> Stored:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ScanError(f"{ascii(str(path))[1:-1]}: cannot be read (its name is not UTF-8), expected a plain name; "
+                        "rename it") from None
+    with native_messages() as messages:
+        kind = _format_of(path)
+        if kind == "DICOM":
+            return read_frames(path)
+        try:
+            if kind == "NIfTI":
+                image, notes = _read_nifti(path)
+            else:
+                header = (textheaders.check_mha if kind == "MHA" else textheaders.check_nrrd)(path)
+                image, notes = _execute(path, kind), [] if header.directed else [NO_ORIENTATION]
+                _check_agrees(path, image, header)
+        except RuntimeError as error:
+            raise _unreadable(path, _text(messages) or reason(error)) from None
+        if "Uncompress failed" in _text(messages):  # MetaImage says so, and returns what it has
+            raise _unreadable(path, "its compressed data are damaged")
+    if image.GetDimension() == 4:
+        image = image[:, :, :, 0]
+        notes = [*notes, "dropped a fourth axis of one frame"]
+    return Stored(image, "", tuple(notes))
+
+
+def _read_nifti(path: Path) -> tuple[sitk.Image, list[str]]:
+    checked = nifti.check(path, NO_ORIENTATION)
+    notes = list(checked.notes)
+    with nifti.alone(path) as link:
+        try:
+            image = _execute(link, "NIfTI", path)
+        except RuntimeError as error:
+            if "orthonormal" not in str(error):
+                raise
+            with nifti.straightened(path) as copy:
+                if copy is None:
+                    raise
+                image = _execute(copy, "NIfTI", path)
+            notes.append("its axes were not quite at right angles and are straightened")
+    where, odd = checked.not_finite
+    if len(where):  # the library has made 0 of them, which in a CT is water
+        values = sitk.GetArrayFromImage(image)
+        values.ravel()[where] = odd
+        marked = sitk.GetImageFromArray(values, isVector=False)
+        marked.CopyInformation(image)
+        image = marked
+    return image, notes
+
+
+def _check_agrees(path: Path, image: sitk.Image, header: textheaders.TextHeader) -> None:
+    """The library must have understood the header as it is written."""
+    size, spacing, origin = image.GetSize(), image.GetSpacing()[:3], image.GetOrigin()[:3]
+    if size != header.size[:len(size)] or not np.allclose(spacing, header.spacing, rtol=1e-4) or (
+            header.origin is not None and not np.allclose(origin, header.origin, rtol=1e-4, atol=1e-4)):
+        raise Damaged(f"its header is read as {' x '.join(map(str, size))} voxels of "
+                      f"{' x '.join(f'{s:g}' for s in spacing)} mm, which is not what it says")
+
+
+def _execute(path: Path, kind: str, named: Path | None = None) -> sitk.Image:
+    """Read a file; `named` is what errors call it."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(READERS[kind])
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    _check_kind(named or path, reader)
+    return reader.Execute()
+
+
+def _format_of(path: Path) -> str:
+    """Told by the content.  SimpleITK asks every format it knows, some of which take seconds over a damaged file."""
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if start.startswith(b"NRRD"):
+        return "NRRD"
+    if nifti.is_nifti(path):
+        return "NIfTI"
+    if re.search(rb"^\s*(ObjectType|NDims|DimSize)\s*=", start, re.MULTILINE):
+        return "MHA"
+    if is_dicom(path):
+        return "DICOM"
+    raise Damaged("its content is none of these formats" if start else "it is empty")
+
+
+def _check_kind(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Three axes of two voxels or more, one real number each: told by the header, before anything is read."""
+    kind, size = sitk.GetPixelIDValueAsString(reader.GetPixelID()), reader.GetSize()
+    if reader.GetNumberOfComponents() != 1 or "complex" in kind:
+        raise ScanError(f"{path}: found {kind} voxels, expected one real number each; convert it to a greyscale scan")
+    if len(size) == 4 and size[3] == 1:
+        size = size[:3]
+    if len(size) != 3 or min(size) < 2:
+        hint = "take one of its frames" if len(size) > 3 else "for DICOM give the folder of the slices"
+        raise ScanError(f"{path}: found an image of {' x '.join(map(str, size))} voxels, expected three axes of at "
+                        f"least 2 voxels each; hand in one 3-D scan: {hint}")
+
+
+def _check_grid(path: Path, image: sitk.Image) -> None:
+    size, spacing, direction = image.GetSize(), image.GetSpacing(), np.reshape(image.GetDirection(), (3, 3))
+    straight = np.abs(direction.T @ direction - np.eye(3)).max() < COSINE_TOLERANCE  # not so with NaN
+    if not straight or not np.isfinite(image.GetOrigin()).all():
+        raise ScanError(f"{path}: found directions {_shown(direction.ravel())} and origin {_shown(image.GetOrigin())}, "
+                        "expected three directions of length 1 at right angles, and numbers; export it again")
+    shown = " x ".join(f"{s:g}" for s in spacing)
+    if not all(SPACING_MM[0] <= s <= SPACING_MM[1] for s in spacing):
+        raise ScanError(f"{path}: found voxel spacing {shown} mm, expected {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm; "
+                        "export it again with its spacing in mm")
+    extent = [n * s for n, s in zip(size, spacing, strict=True)]
+    if max(extent) > EXTENT_MM or math.prod(extent) > EXTENT_LITRES * 1e6:
+        raise ScanError(f"{path}: found a scan of {' x '.join(f'{e:.0f}' for e in extent)} mm, with {shown} mm voxels, "
+                        "expected one of a person; check its spacing")
+
+
+def _shown(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:.4g}" for v in values)
+
+
+def _unreadable(path: Path, why: str) -> ScanError:
+    return ScanError(f"{path}: cannot be read ({why}), expected a complete NIfTI, MHA, NRRD or DICOM file; "
+                     "copy or convert it again")
+
+
+def _text(messages: BinaryIO) -> str:
+    messages.seek(0)
+    return " ".join(messages.read().decode(errors="replace").split())[:200]

@@ -1,0 +1,286 @@
+"""The whole procedure in under a minute, and what its commands promise about each other."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from tiny import MODELS, QUICK, TINY
+
+from pointseg import procedure, profiles
+from pointseg.commands import main as cli
+from pointseg.datasets.manifest import read_manifest, write_manifest
+from pointseg.datasets.phantom import write_phantoms
+from pointseg.datasets.split import split_cases
+from pointseg.kernels import confusion_matrix
+from pointseg.losses import point_term
+from pointseg.predict import Model, known_truth
+from pointseg.preprocess import Prepared
+from pointseg.procedure import draw_points, point_weights
+from pointseg.runs import experiment
+from pointseg.runs.models import save_model
+from pointseg.scans.files import write_image
+from pointseg.scans.volumes import to_own_geometry
+from pointseg.slices import Labelled
+from pointseg.volume import UNLABELLED, ScanError
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A finished `table1` on coarse synthetic scans, with the tiny profile in the classroom's place."""
+    folder = tmp_path_factory.mktemp("run")
+    write_phantoms(folder / "scans", 7, seed=1, spacing_mm=3.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(profiles.PROFILES, "classroom", TINY)
+        assert cli.main(["table1", "--data", str(folder / "scans"), "--out", str(folder)]) == 0
+    return folder
+
+
+def test_table1_writes_all_it_promises(run_folder):
+    table = json.loads((run_folder / "table1.json").read_text())
+    for name in (*MODELS, "pseudo_mask", "pseudo_mask_train"):
+        assert 0 <= table[name] <= 1
+    assert table["ratio"] == pytest.approx(table["result"] / table["reference"])
+    assert table["labelling_cost"] == pytest.approx(0.1147, abs=1e-4)
+    assert table["profile"] == "tiny" and table["seed"] == 0 and table["seconds"] > 0 and table["peak_rss_mb"] > 0
+    cases = [case for part in table["split"].values() for case in part]
+    assert sorted(cases) == sorted(c.name for c in read_manifest(run_folder / "scans"))
+    for file in (*(f"{m}.pt" for m in MODELS), "stages.png", "curves.png", "per_class.png", "confusion.png"):
+        assert (run_folder / file).stat().st_size > 1000
+    assert not [f for f in run_folder.iterdir() if f.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluate_gives_the_number_of_table1(run_folder, tmp_path, name):
+    arguments = ["evaluate", str(run_folder / f"{name}.pt"), "--data", str(run_folder / "scans"), "--split", "test"]
+    assert cli.main([*arguments, "--json", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    table = json.loads((run_folder / "table1.json").read_text())
+    assert scores["dice_wi"] == table[name]
+    assert scores["dice_wi_prepared"] == table["prepared"][name]
+    assert scores["per_class"] == table["per_class"][name]
+    assert scores["cases"] == table["split"]["test"] == list(scores["per_case"])
+    truth = np.array(scores["confusion"]).sum(1)
+    assert truth.tolist() == [c["voxels"] for c in scores["per_class"].values()]
+
+
+def test_segment_keeps_the_geometry_and_follows_flips(run_folder, tmp_path):
+    image = sitk.ReadImage(str(run_folder / "scans" / "synthetic-mr" / "000_img.nii.gz"))
+    flipped = sitk.Flip(sitk.PermuteAxes(image, (1, 2, 0)), (True, False, True))  # origin and direction move along
+    turn = sitk.VersorTransform((0.3, 0.1, 0.2), 0.2)
+    image.SetDirection((np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(image.GetDirection(), (3, 3))).ravel())
+    flipped.SetDirection((np.reshape(turn.GetMatrix(), (3, 3)) @ np.reshape(flipped.GetDirection(), (3, 3))).ravel())
+    # A random network: unlike one trained for seconds, it surely gives every mask some classes to follow the flips.
+    save_model(tmp_path / "random.pt", Model(TINY.network(6, seed=0), "sagittal", 4.0, 192, "tiny", 0, {}))
+    masks = []
+    for name, scan in (("original", image), ("flipped", flipped)):
+        sitk.WriteImage(scan, str(tmp_path / f"{name}.mha"))
+        assert cli.main(["segment", str(tmp_path / f"{name}.mha"), "--model", str(tmp_path / "random.pt"),
+                         "-o", str(tmp_path / f"{name}_mask.mha")]) == 0
+        mask = sitk.ReadImage(str(tmp_path / f"{name}_mask.mha"))
+        assert (mask.GetSize(), mask.GetSpacing(), mask.GetOrigin(), mask.GetDirection()) == (
+            scan.GetSize(), scan.GetSpacing(), scan.GetOrigin(), scan.GetDirection())
+        assert (tmp_path / f"{name}_mask.png").stat().st_size > 1000
+        masks.append(mask)
+        assert len(np.unique(sitk.GetArrayViewFromImage(mask))) > 1
+    expected = sitk.Flip(sitk.PermuteAxes(masks[0], (1, 2, 0)), (True, False, True))
+    assert np.array_equal(sitk.GetArrayFromImage(masks[1]), sitk.GetArrayFromImage(expected))
+
+
+def test_train_writes_a_model_that_evaluate_scores(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(profiles.PROFILES, "classroom", TINY)
+    scans, model = str(run_folder / "scans"), str(tmp_path / "coronal.pt")
+    assert cli.main(["train", "--axis", "coronal", "--data", scans, "--terms", "PCES", "-o", model]) == 0
+    assert cli.main(["evaluate", model, "--data", scans, "--split", "test"]) == 0
+    assert "Dice_wi" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["table1", "--data", "nowhere"], "nowhere"),
+    (["table1", "--data", "DATA", "--terms", "CE"], "expected P"),
+    (["table1", "--data", "DATA", "--source", "verse"], "synthetic"),
+    (["table1", "--source", "verse"], "--data"),
+    (["evaluate", "missing.pt", "--data", "DATA"], "missing.pt"),
+    (["evaluate", "DATA/manifest.csv", "--data", "DATA"], "manifest.csv"),
+    (["segment", "missing.nii.gz", "--model", "MODEL", "-o", "OUT/mask.nii.gz"], "missing.nii.gz"),
+    (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "MODEL", "-o", "OUT/mask.txt"], "mask.txt"),
+    (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "MODEL", "-o", "DATA/synthetic-mr/000_img.nii.gz"],
+     "belongs to a scan itself"),
+    (["table1", "--data", "DATA", "--imagenet", "none"], "--profile thesis"),
+    (["table1", "--data", "DATA", "--profile", "thesis", "--imagenet", "no.pth"], "no.pth"),
+    (["table1", "--data", "DATA", "--out", "DATA/manifest.csv/x"], "cannot be written to"),
+    (["segment", "DATA/synthetic-mr/000_img.nii.gz", "--model", "TWO", "-o", "OUT/mask.nii.gz"], "transverse.pt"),
+])
+def test_bad_input_is_one_line_that_says_what(run_folder, tmp_path, capsys, arguments, said):
+    names = {"DATA": str(run_folder / "scans"), "MODEL": str(run_folder / "result.pt"), "OUT": str(tmp_path),
+             "TWO": str(run_folder / "transverse.pt")}
+    for key, value in names.items():
+        arguments = [a.replace(key, value) for a in arguments]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"pointseg {arguments[0]}:") and said in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_flawed_cases_are_left_out_and_named(run_folder, capsys):
+    cases = [dataclasses.replace(c, flaw="L3 is missing") if c.case == "003" else c
+             for c in read_manifest(run_folder / "scans")]
+    split = procedure.split_without_flaws(cases, seed=0)
+    assert "synthetic-mr/003 (L3 is missing)" in capsys.readouterr().out
+    kept = [c.name for c in split.train + split.validation + split.test]
+    assert len(kept) == len(cases) - 1 and "synthetic-mr/003" not in kept
+
+
+def test_point_weights_undo_the_share_of_points():
+    mask = np.zeros((10, 10, 4), np.uint8)
+    mask[:5, :2] = 1  # 40 of 400 voxels
+    labels = np.full_like(mask, UNLABELLED)
+    labels[0, 0], labels[9, 9] = 1, 0  # as many points of each
+    scan = Prepared(mask, mask, (1.0, 1.0, 1.0), "hand")
+    weights = point_weights([Labelled(scan, labels)], [scan], 2, power=1.0)
+    assert weights[0] / weights[1] == pytest.approx(9)  # 0.9 / 0.5 against 0.1 / 0.5
+    assert torch.equal(point_weights([Labelled(scan, labels)], [scan], 2, power=0.0), torch.ones(2))
+
+
+@pytest.mark.parametrize("letters", ["P", "PC", "PCE", "PCES"])
+def test_every_ablation_of_the_terms_trains(run_folder, letters):
+    cases = read_manifest(run_folder / "scans")
+    once = dataclasses.replace(TINY, weak=dataclasses.replace(QUICK, divisors=(1,), rounds=(1,), round_steps=2))
+    _, history = experiment.train_one(cases, "sagittal", True, once, seed=0, terms=letters)
+    named = {"P": {"point_term"}, "C": {"moved_point_term", "consistency_term"}, "E": {"extent_term"},
+             "S": {"separation_term"}}
+    expected = {"total"}.union(*(named[letter] for letter in letters))
+    assert set(history.rounds[0].losses) == expected and np.isfinite(list(history.rounds[0].losses.values())).all()
+
+
+def test_a_term_of_ones_own_sees_points_and_their_extent(run_folder):
+    scans = procedure.prepare_split(procedure.split_cases(read_manifest(run_folder / "scans")), TINY)
+    seen = []
+
+    def own_term(step):
+        seen.append(step)
+        return point_term(step)
+
+    once = dataclasses.replace(TINY, weak=dataclasses.replace(QUICK, divisors=(1,), rounds=(1,), round_steps=2))
+    points = draw_points(scans.train, 0)
+    _, history = procedure.train_weak(points, scans.validation, "sagittal", once, 0, [(1.0, own_term)], {})
+    assert set(history.rounds[0].losses) == {"own_term", "total"}
+    assert ((seen[0].labels > 0) & (seen[0].labels < 6)).any() and not seen[0].extent[:, 1:].all()
+
+
+def test_terms_are_named_by_letters():
+    named = {term.__name__: weight for weight, term in procedure.terms_named("PCES", profiles.CLASSROOM)}
+    assert named == {"point_term": 1.0, "moved_point_term": 1.0, "consistency_term": 0.3, "separation_term": 0.1,
+                     "extent_term": 1.0}
+    for wrong in ("PX", "CE", "PP", ""):
+        with pytest.raises(ScanError, match="--terms"):
+            procedure.terms_named(wrong, profiles.CLASSROOM)
+
+
+def test_points_depend_on_the_seed_alone(run_folder):
+    scan = Prepared(np.zeros((8, 8, 8), np.uint8), np.eye(8, dtype=np.uint8)[..., None].repeat(8, 2), (1.0,) * 3, "a")
+    first, again, other = (draw_points([scan], s)[0].labels for s in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+# --- masks that do not know everything ---
+
+@pytest.fixture(scope="module")
+def imported(run_folder, tmp_path_factory):
+    """The synthetic scans as two public datasets would have them: with centroids alone, and without levels."""
+    folder = tmp_path_factory.mktemp("imported")
+    for k, case in enumerate(read_manifest(run_folder / "scans")):
+        volume = case.read()
+        image, mask = (to_own_geometry(x, volume.geometry) for x in (volume.image.astype(np.int16), volume.mask))
+        scan = folder / "uw" / "spine-1" / f"patient{k}" / f"{k}" / f"{k}.nii.gz"
+        write_image(scan, image)
+        stored = sitk.GetArrayFromImage(mask)
+        lines = ["id\tname\tx\ty\tz"]
+        for c in np.unique(stored[stored > 0]):
+            mm = np.argwhere(stored == c).mean(0)[::-1] * image.GetSpacing()
+            lines.append(f"{190 + 10 * c}\tL{c}_center\t" + "\t".join(f"{x:.2f}" for x in mm))
+        scan.with_name(f"{k}.lml").write_text("\n".join(lines))
+        write_image(folder / "plos" / f"Img_{k:02d}.nii", image)
+        write_image(folder / "plos" / f"Img_{k:02d}_Labels.nii", mask > 0)
+    shutil.copytree(run_folder / "scans", folder / "data")
+    for name, raw in (("uwspine", "uw"), ("plos", "plos")):
+        assert cli.main(["import", name, str(folder / raw), str(folder / "data")]) == 0
+    return folder / "data"
+
+
+def test_centroids_train_models_and_score_identification(run_folder, imported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(profiles.PROFILES, "classroom", TINY)
+    data = ["--data", str(imported), "--source", "uwspine"]
+    assert cli.main(["table1", *data, "--out", str(tmp_path)]) == 1
+    assert "found no mask among the test scans" in capsys.readouterr().err
+    model = str(tmp_path / "m.pt")
+    assert cli.main(["train", "--axis", "coronal", *data, "-o", model]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", model, *data, "--json", str(tmp_path / "scores.json")]) == 0
+    assert re.match(r"\d+ of 35 vertebrae identified.*7 scans with centroids alone", capsys.readouterr().out)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["dice_wi"] is None and len(scores["identified_mm"]) == len(scores["cases"]) == 7
+    assert cli.main(["evaluate", str(run_folder / "transverse.pt"), *data]) == 1
+    assert "centroids alone" in capsys.readouterr().err
+
+
+def test_masks_without_levels_train_and_score_two_classes(run_folder, imported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(profiles.PROFILES, "classroom", TINY)
+    data, model = ["--data", str(imported), "--source", "plos"], str(tmp_path / "m.pt")
+    assert cli.main(["train", "--axis", "transverse", *data, "-o", model]) == 0
+    assert cli.main(["evaluate", model, *data, "--split", "test", "--json", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert 0 <= scores["dice_wi"] <= 1 and scores["identified"] is None
+    for command in (["evaluate", str(run_folder / "result.pt")], ["train", "--axis", "sagittal"]):
+        assert cli.main([*command, *data]) == 1
+        assert "tells L1 from L2" in capsys.readouterr().err
+
+
+def test_sources_with_and_without_levels_side_by_side(run_folder, imported, tmp_path, capsys):
+    assert cli.main(["evaluate", str(run_folder / "reference.pt"), "--data", str(imported), "--json",
+                     str(tmp_path / "scores.json")]) == 0
+    assert "7 of 21 cases (plos) do not tell L1 from L2" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert list(scores["per_source"]) == ["synthetic-mr"] and len(scores["identified_mm"]) == 14
+
+
+def test_unlabelled_voxels_neither_teach_nor_count(run_folder):
+    """Half of each scan is hidden: no point lies there, no loss is taken there, no score counts it."""
+    split = procedure.split_cases(read_manifest(run_folder / "scans"))
+    scans = []
+    for scan in procedure.prepare_split(split, TINY).train:
+        mask = scan.mask.copy()
+        mask[: len(mask) // 2] = UNLABELLED
+        scans.append(dataclasses.replace(scan, mask=mask))
+    for labels in [p.labels for p in draw_points(scans, 0)]:
+        assert (labels[: len(labels) // 2] == UNLABELLED).all() and (labels != UNLABELLED).any()
+    two = known_truth(scans[0].mask, 2)
+    assert set(np.unique(two)) == {0, 1, UNLABELLED} and (two[: len(two) // 2] == UNLABELLED).all()
+    everywhere = np.ones_like(two)
+    assert confusion_matrix(two, everywhere, 2).sum() == (two != UNLABELLED).sum()
+    model, _ = procedure.train_full([Labelled(s, s.mask) for s in scans], scans[:1], "sagittal", TINY, 0, {}, "half")
+    assert model.modalities == ("MR",)
+
+
+def test_the_published_split_is_taken_on_demand(run_folder, tmp_path, capsys):
+    cases = read_manifest(run_folder / "scans")
+    parts = ["train", "train", "test", "train", "validation", "train", "test"]
+    shutil.copytree(run_folder / "scans", tmp_path / "data")
+    write_manifest(tmp_path / "data", [
+        dataclasses.replace(c, image=tmp_path / "data" / c.image.relative_to(run_folder / "scans"),
+                            mask=tmp_path / "data" / c.mask.relative_to(run_folder / "scans"), part=part)
+        for c, part in zip(cases, parts, strict=True)])
+    cases = read_manifest(tmp_path / "data")
+    split = procedure.split_without_flaws(cases, 0, published=True)
+    assert [[c.part for c in part] for part in (split.train, split.validation, split.test)] == [
+        ["train"] * 4, ["validation"], ["test"] * 2]
+    assert procedure.split_without_flaws(cases, 0) == split_cases(cases, 0)
+    leaking = [dataclasses.replace(c, patient="one") for c in cases]
+    for wrong, said in ((leaking, "patients in two parts"), (cases[:2], "no case in the published validation and test"),
+                        ([dataclasses.replace(cases[0], part=""), *cases[1:]], "1 of 7 cases without")):
+        with pytest.raises(ScanError, match=said):
+            procedure.split_without_flaws(wrong, 0, published=True)

@@ -1,0 +1,295 @@
+"""check_term: the package's terms pass, each kind of mistake is found and said.  bench: trains, compares, refuses."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pointseg.lessons import course
+from pointseg.lessons.checks import INVARIANCES, with_logits
+from pointseg.lessons.course import Bench, Trained, bench, check_term, example_step
+from pointseg.losses import (
+    consistency_term,
+    extent_term,
+    mean_or_zero,
+    moved_point_term,
+    point_loss,
+    point_term,
+    separation_term,
+)
+from pointseg.volume import UNLABELLED
+
+
+def overlap(step):
+    return mean_or_zero(1 - step.logits.softmax(1).square().sum(1))
+
+
+# --- a step to try terms on ---
+
+def test_example_step_has_the_shapes_of_a_training_step():
+    step = example_step(num_classes=4, batch=3, size=(20, 12))
+    assert step.image.shape == (3, 3, 20, 12) and step.image.dtype == torch.float32
+    assert step.labels.shape == (3, 20, 12) and step.labels.dtype == torch.uint8
+    assert step.extent.shape == step.logits.shape == (3, 4, 20, 12) and step.extent.dtype == torch.bool
+    assert step.logits.is_leaf and step.logits.requires_grad and step.moved_logits.requires_grad
+    assert step.moved_logits.shape == step.move(step.logits).shape
+    for labels, extent in zip(step.labels, step.extent, strict=True):
+        assert [int((labels == k).sum()) for k in range(4)] == [5, 3, 3, 3]
+        assert all(extent[k][labels == k].all() and not extent[k].all() for k in (1, 2, 3)) and extent[0].all()
+
+
+def test_example_step_depends_on_its_seed_alone():
+    torch.manual_seed(1)
+    a, b, c = example_step(), example_step(), example_step(seed=1)
+    assert torch.equal(a.logits, b.logits) and torch.equal(a.labels, b.labels)
+    assert not torch.equal(a.logits, c.logits) and not torch.equal(a.labels, c.labels)
+
+
+def test_with_logits_leaves_the_step_alone():
+    step = example_step()
+    other = with_logits(step, step.logits + 1, labels=torch.full_like(step.labels, UNLABELLED))
+    assert torch.equal(other.logits, step.logits + 1) and torch.equal(other.moved_logits, step.moved_logits)
+    assert (other.labels == UNLABELLED).all() and not (step.labels == UNLABELLED).all()
+    overlap(other).backward()
+    assert other.logits.grad is not None and step.logits.grad is None
+
+
+# --- sound terms ---
+
+@pytest.mark.parametrize("term, zero_gradient", [
+    (point_term, ["unlabelled"]), (moved_point_term, ["unlabelled"]), (consistency_term, []), (separation_term, []),
+    (extent_term, ["within extent", "background"]), (overlap, [])], ids=lambda x: getattr(x, "__name__", ""))
+def test_sound_terms_pass(term, zero_gradient):
+    report = check_term(term, zero_gradient=zero_gradient, invariant=tuple(INVARIANCES))
+    assert report.ok and report.failed == []
+    assert all(sentence.startswith("ok: ") for sentence in report.sentences), report
+    assert len(report.sentences) == 9 + len(zero_gradient) + len(INVARIANCES)
+
+
+def test_a_region_of_ones_own():
+    def right_half(step):
+        return torch.arange(step.logits.shape[3]) >= step.logits.shape[3] // 2
+
+    assert check_term(lambda s: overlap(with_left_half(s)), zero_gradient=[right_half]).ok
+    [sentence] = check_term(overlap, zero_gradient=[right_half]).failed
+    assert '"right_half"' in sentence
+
+
+def with_left_half(step):
+    left = replace(step)
+    vars(left)["logits"] = step.logits[..., : step.logits.shape[3] // 2]
+    return left
+
+
+def test_a_term_may_be_flat_where_it_is_content():
+    """A penalty between bounds has no gradient on some slices; that is no mistake as long as it has one on others."""
+    def not_all_background(step):
+        share = step.logits.softmax(1)[:, 0].mean((1, 2))
+        return mean_or_zero((share - 0.9).clamp(min=0))
+
+    assert check_term(not_all_background).ok
+
+
+# --- planted mistakes ---
+
+def not_written(step):
+    raise NotImplementedError
+
+
+def three_arguments(step, labels, extent):
+    return overlap(step)
+
+
+def no_number(step):
+    return step.logits.softmax(1).square().mean((1, 2, 3))
+
+
+def python_number(step):
+    return overlap(step).item()
+
+
+def own_softmax(step):
+    p = step.logits.exp() / step.logits.exp().sum(1, keepdim=True)
+    return mean_or_zero(p.square())
+
+
+def log_of_zero(step):
+    p = step.logits.softmax(1)
+    return -mean_or_zero(p * p.log())
+
+
+def root_of_zero(step):
+    return mean_or_zero(step.logits.softmax(1).diff(dim=1).square().sum(1).sqrt())
+
+
+def six_classes(step):
+    return mean_or_zero(step.logits.softmax(1)[:, 5])
+
+
+def mean_of_each_class(step):
+    return sum(-step.logits.log_softmax(1)[:, k][step.labels == k].mean() for k in range(step.logits.shape[1]))
+
+
+def no_points_no_mean(step):
+    return F.cross_entropy(step.logits, step.labels.long(), ignore_index=UNLABELLED)
+
+
+def empty_mean(step):
+    return step.logits.softmax(1).square().mean()
+
+
+def by_argmax(step):
+    return mean_or_zero((step.logits.argmax(1) == 0).float())
+
+
+def rounded(step):
+    return mean_or_zero(step.logits.softmax(1).round())
+
+
+def half_detached(step):
+    p = step.logits.softmax(1)
+    return mean_or_zero(p * p.detach())
+
+
+def random_pixels(step):
+    return mean_or_zero(step.logits.softmax(1).square() * torch.rand(step.logits.shape[-2:]).round())
+
+
+def writes_labels(step):
+    step.labels[step.labels == UNLABELLED] = 0
+    return point_loss(step.logits, step.labels)
+
+
+calls = []
+
+
+def remembers(step):
+    calls.append(step)
+    return overlap(step) * len(calls)
+
+
+@pytest.mark.parametrize("term, words", [
+    (not_written, "the term is not written yet"),
+    (lambda logits: logits.softmax(1).square().mean(), "write `lambda step: f(step.logits)`"),
+    (three_arguments, "it raises TypeError: "),
+    (no_number, "it returns a tensor of shape (2,), expected one number"),
+    (python_number, "it returns float, expected a tensor of one number"),
+], ids=lambda x: getattr(x, "__name__", ""))
+def test_no_number_is_one_sentence(term, words):
+    [sentence] = check_term(term, invariant=tuple(INVARIANCES)).sentences
+    assert sentence.startswith("WRONG: ") and words in sentence
+
+
+@pytest.mark.parametrize("term, words", [
+    (own_softmax, "its value is nan for logits of +-10000, expected a finite number"),
+    (log_of_zero, "its value is nan for logits of +-10000"),
+    (root_of_zero, "its gradient is not finite for logits of +-10000"),
+    (six_classes, "it raises IndexError with 2 classes, as on transverse slices: "),
+    (mean_of_each_class, "its value is nan where a class has no point"),
+    (no_points_no_mean, "its value is nan where no pixel is labelled"),
+    (empty_mean, "its value is nan for an empty batch (B = 0), expected a finite number; `mean_or_zero`"),
+    (lambda step: 1 + overlap(step), "its value is 1 for an empty batch (B = 0), expected 0"),
+    (by_argmax, "it has no gradient anywhere"),
+    (rounded, "it has no gradient anywhere"),
+    (half_detached, "moving the logits a little changes the value"),
+    (random_pixels, "draw no random numbers"),
+    (remembers, "keep nothing from one call to the next"),
+    (writes_labels, "it changes step.labels"),
+], ids=lambda x: getattr(x, "__name__", ""))
+def test_mistakes_are_found(term, words):
+    report = check_term(term)
+    assert not report.ok and any(words in sentence for sentence in report.failed), report
+    assert all(sentence in str(report).splitlines() for sentence in report.failed)
+    assert len(set(report.sentences)) == len(report.sentences)
+
+
+@pytest.mark.parametrize("name, term, words", [
+    ("flip", lambda s: mean_or_zero(s.logits.softmax(1)[:, 0, :, 0]), "when slices are flipped"),
+    ("rotation", lambda s: mean_or_zero(s.logits.softmax(1).diff(dim=-1).abs()), "when slices are turned"),
+    ("classes", lambda s: mean_or_zero(s.logits.softmax(1)[:, 1]), "when L1..L5 swap names"),
+    ("batch", lambda s: s.logits.softmax(1).square().sum(), "every slice twice: take means, not sums"),
+])
+def test_claims_of_invariance_are_tried(name, term, words):
+    others = [other for other in INVARIANCES if other not in (name, "flip", "rotation")]
+    assert check_term(term, invariant=others).ok
+    [sentence] = check_term(term, invariant=[*others, name]).failed
+    assert words in sentence
+
+
+@pytest.mark.parametrize("term, region", [
+    (overlap, "unlabelled"), (overlap, "within extent"), (extent_term, "unlabelled"), (point_term, "background"),
+    (lambda s: mean_or_zero(s.moved_logits.sigmoid()), "background")])
+def test_gradients_where_none_should_be(term, region):
+    assert check_term(term).ok
+    [sentence] = check_term(term, zero_gradient=[region]).failed
+    assert f'logits must not matter where "{region}" holds' in sentence
+
+
+@pytest.mark.parametrize("term, words", [
+    (lambda s: mean_or_zero(s.logits.softmax(1) * torch.ones(s.logits.shape[-1])), "on the expected device"),
+    (lambda s: overlap(s) if s.labels.sum().item() >= 0 else 0 * overlap(s), "item() cannot be called"),
+], ids=["tensor on the CPU", "item"])
+def test_what_a_gpu_would_mind_is_a_note(term, words):
+    report = check_term(term)
+    assert report.ok
+    [note] = [sentence for sentence in report.sentences if sentence.startswith("note: on a GPU")]
+    assert words in note
+
+
+def test_unknown_claims_are_an_error():
+    with pytest.raises(KeyError, match="mirror"):
+        check_term(overlap, invariant=["mirror"])
+    with pytest.raises(KeyError, match="everywhere"):
+        check_term(overlap, zero_gradient=["everywhere"])
+
+
+# --- the bench ---
+
+@pytest.fixture
+def short(monkeypatch):
+    """The bench's own task, a few steps of it."""
+    monkeypatch.setattr(course, "SCHEDULE", replace(course.SCHEDULE, divisors=(1,), rounds=(1,), round_steps=5))
+    monkeypatch.setattr(course, "TRAIN", 2)
+    monkeypatch.setattr(course, "VALIDATION", 1)
+    for cached in (course.task, course.trained_once):
+        cached.cache_clear()
+    yield
+    for cached in (course.task, course.trained_once):
+        cached.cache_clear()
+
+
+def test_bench_compares(short):
+    """The same terms give the same score, others another; baselines are trained once."""
+    same = bench(yours=[(1.0, point_term)], thesis=[(1.0, point_term), (0.1, separation_term)])
+    assert list(same.trained) == ["points alone", "thesis", "yours"]
+    points, thesis, yours = same.trained.values()
+    assert (points.confusion == yours.confusion).all() and (points.confusion != thesis.confusion).any()
+    other = bench(yours=[(1.0, point_term), (3.0, overlap)], thesis=[(1.0, point_term), (0.1, separation_term)])
+    assert other.trained["points alone"] is points and other.trained["thesis"] is thesis
+    assert (other.trained["yours"].confusion != points.confusion).any()
+    assert len(str(other).splitlines()) == 8
+    assert [ax.get_title() for ax in other.figure.axes] == ["image", "truth", "points alone", "thesis", "yours"]
+
+
+def test_bench_refuses_in_sentences(monkeypatch):
+    monkeypatch.setattr(course, "train", lambda terms: pytest.fail("it trained"))
+    refused = bench(yours=[(1.0, point_term), (1.0, not_written), (1.0, by_argmax)], thesis=[(1.0, point_term)])
+    assert refused.trained == {} and refused.figure is None
+    assert "not_written: WRONG: the term is not written yet" in str(refused)
+    assert "by_argmax: WRONG: it has no gradient anywhere" in str(refused)
+
+
+def test_bench_says_that_a_training_diverged(short):
+    diverged = bench(yours=[(float("inf"), overlap)], thesis=[(1.0, point_term)])
+    assert diverged.figure is None and "the loss is" in str(diverged)
+
+
+def test_table_by_hand():
+    """Of 10 voxels of each class one is called background: Dice 2 * 9 / (10 + 9); background 2 * 10 / (10 + 15)."""
+    confusion = np.diag([10, 9, 9, 9, 9, 9])
+    confusion[1:, 0] = 1
+    lines = str(Bench({"yours": Trained(confusion, [], 12.3)})).splitlines()
+    assert [line.split() for line in lines[1:3]] == [["Dice_wi", "0.92"], ["Dice", "L1", "0.95"]]
+    assert lines[-1].split() == ["seconds", "12"]

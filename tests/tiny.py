@@ -1,0 +1,43 @@
+"""What tests of training share: a network, scans and a schedule so small that they take no time."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from pointseg import profiles
+from pointseg.losses import consistency_term, extent_term, moved_point_term, point_term, separation_term
+from pointseg.network import FCN8VGG16
+from pointseg.preprocess import Prepared
+from pointseg.slices import Augmentation, Labelled, SliceDataset
+from pointseg.train import Schedule
+
+QUICK = Schedule(3e-3, (1, 3), (3, 1), round_steps=10, batch=4, patience=9, stop_after=9)
+TINY = dataclasses.replace(profiles.CLASSROOM, name="tiny", grid_mm=4.0, width=1 / 8, hidden=32, weak=QUICK, full=QUICK)
+MODELS = ("transverse", "coronal", "sagittal", "result", "reference")
+
+TERMS = [(1.0, point_term), (1.0, moved_point_term), (1.0, consistency_term), (1.0, separation_term),
+         (1.0, extent_term)]
+
+
+def tiny_scan(seed: int = 0) -> Prepared:
+    """Bright squares of class 1 and grey ones of class 2 on noise: 32 x 32 px, 6 slices."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((32, 32, 6), np.uint8)
+    mask[4:14, 6:18], mask[18:28, 10:24] = 1, 2
+    return Prepared((mask * 90 + rng.integers(0, 40, mask.shape)).astype(np.uint8), mask, (1.0, 1.0, 1.0), "tiny")
+
+
+def tiny_dataset(seed: int = 0) -> SliceDataset:
+    scans = [Labelled(scan, scan.mask) for scan in (tiny_scan(0), tiny_scan(1))]
+    return SliceDataset(scans, "sagittal", 3, 32, Augmentation(shift_px=1, noise=0.02), seed)
+
+
+def tiny_network(batch_norm: bool = True, num_classes: int = 3) -> FCN8VGG16:
+    torch.manual_seed(0)
+    return FCN8VGG16(num_classes, width=1 / 16, batch_norm=batch_norm, finest_pool=2, hidden=16)
+
+
+def schedule_of(divisors: tuple[float, ...] = (1,), rounds: tuple[int, ...] = (20,), patience: int = 100,
+                stop_after: int = 100, learning_rate: float = 0.1, round_steps: int = 1) -> Schedule:
+    return Schedule(learning_rate, divisors, rounds, round_steps, 4, patience, stop_after)
