@@ -1,1 +1,27 @@
-"""Lumbar vertebrae from point labels, step by step."""
+"""Lumbar vertebrae segmented from point labels, as in a thesis (Jan Alexander, Ghent University, 2021).
+
+The modules in an order to read them in, though `procedure`, which is all of it, is a good place to begin:
+
+    volume      a scan as arrays on the canonical axes, and the grid it was stored on
+    preprocess  an isotropic grid, grey values, contrast: what the network sees
+    points      labels of single voxels, drawn from a mask as an expert would set them, and the time that takes
+    slices      from volumes to network inputs and back
+    network     VGG16 made fully convolutional (FCN8)
+    losses      the loss terms: functions of tensors, and of all that a training step offers
+    profiles    the numbers: a laptop's and a GPU's; when the learning rate falls
+    train       the training loop and its optimiser
+    predict     a trained model, and what it says of a scan
+    fusion      what three models agree on becomes a pseudo mask
+    metrics     Dice_wi, the mean of the classes' Dice weighted by their inverse size
+    procedure   all of it, top to bottom: `procedure.run`
+    kernels     every Numba loop that the others, and the folders, call
+
+None of these imports a folder.  The folders, each of which may import those below it and all of the above:
+
+    commands    the command line; segmenting many scans
+    lessons     what the notebooks and the course share
+    runs        what long runs need: checkpoints, prepared scans in files, saved models, several processes
+    report      scores of cases in their own geometry, the table, figures
+    datasets    folders of cases, their split by patient, synthetic scans, importers of public datasets
+    scans       files to volumes, masks to files
+"""

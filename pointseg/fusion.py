@@ -1,8 +1,8 @@
-"""Three predictions of one scan -> a pseudo mask.   Thesis section 3.5.
+"""Three predictions of one scan -> a pseudo mask.   Thesis, "Volume combination procedure".
 
-Class i where the transverse model says vertebra and the sagittal and coronal models both say i: hard unanimity.
-Smoothing uses the 3 x 3 x 3 cube (rank 3, connectivity 3): closing of each prediction, fusion, opening, closing,
-erosion.
+Class i where the transverse model says vertebra and the sagittal and coronal models both say i: their labels decide,
+not their probabilities.  Smoothing uses the 3 x 3 x 3 cube (rank 3, connectivity 3): closing of each prediction,
+fusion, opening, closing, erosion.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def smooth(labels: np.ndarray, opening: int = 0, closing: int = 0, erosion: int 
     """Morphology on each class of a label volume: opening, closing and erosion, each that many times.
 
     The classes stay apart: where closings of two classes meet, the voxel keeps its own label, else the lower class's.
-    What an edge of the volume cuts goes on beyond it.   labels (z, y, x) uint8, 0..7 -> the same.
+    Beyond the edge of the volume its outermost labels are repeated.   labels (z, y, x) uint8, 0..7 -> the same.
 
     A byte has room for a bit a class, so that one OR or AND of neighbours dilates or erodes all classes at once; and
     the cube is three rods, so three neighbours along each axis in turn do for its 27.
@@ -40,7 +40,7 @@ def smooth(labels: np.ndarray, opening: int = 0, closing: int = 0, erosion: int 
     bits &= ~np.uint8(1 << BACKGROUND)
     for operation, times in ((np.bitwise_and, opening), (np.bitwise_or, opening + closing),
                              (np.bitwise_and, closing + erosion)):
-        bits = _rub(bits, operation, times)
+        bits = _join_neighbours(bits, operation, times)
     bits = bits[tuple(slice(reach, reach + n) for n in own.shape)]
     kept = np.where((bits >> own) & 1, own, BACKGROUND)  # a closing may not take another class's voxels
     out = np.zeros_like(labels)
@@ -48,7 +48,7 @@ def smooth(labels: np.ndarray, opening: int = 0, closing: int = 0, erosion: int 
     return out
 
 
-def _rub(bits: np.ndarray, operation: np.ufunc, times: int) -> np.ndarray:
+def _join_neighbours(bits: np.ndarray, operation: np.ufunc, times: int) -> np.ndarray:
     """Join each voxel with its 26 neighbours, so many times; beyond the edge there are none."""
     for axis in range(3):
         for _ in range(times):
@@ -62,6 +62,9 @@ def _rub(bits: np.ndarray, operation: np.ufunc, times: int) -> np.ndarray:
 
 def pseudo_mask(transverse: np.ndarray, coronal: np.ndarray, sagittal: np.ndarray, denoise: int,
                 erosion: int) -> np.ndarray:
-    """Close each prediction, fuse, open, close, erode.   Label volumes (z, y, x) -> (z, y, x) uint8, 0..5."""
+    """Close each prediction, fuse, open, close, erode.   Label volumes (z, y, x) -> (z, y, x) uint8, 0..5.
+
+    denoise: how often to open and to close; erosion: how often to erode.
+    """
     closed = [smooth(p, closing=denoise) for p in (transverse, coronal, sagittal)]
     return smooth(fuse(*closed), opening=denoise, closing=denoise, erosion=erosion)

@@ -5,7 +5,7 @@ needs temporaries many times the size of the result.  Compiled code is cached.  
 there is a millisecond of work or more: to wake them takes a tenth of that.  `tests/bench_kernels.py` times all of it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 
 import numba
@@ -13,9 +13,10 @@ import numpy as np
 from numba import njit, prange
 from scipy.spatial import ConvexHull, QhullError
 
+from pointseg.volume import UNLABELLED
+
 # Numba's OpenMP layer would share torch's threads and reset their number, and with it the order of torch's sums.
 numba.config.THREADING_LAYER = "workqueue"
-UNLABELLED = 255
 LARGE = 1 << 20  # voxels of a field from which threads, and a hull around its points, are worth their start
 CHUNKS = 64  # of the voxels to count; each has its own table, so that no two threads write to the same one
 CLAHE_LEVELS = 1 << 14  # grey levels that scikit-image's CLAHE works on
@@ -365,14 +366,13 @@ def _between(low, high, weight):
 
 # --- slices for training ---
 
-def sample_stack(image: np.ndarray, around: Sequence[int], matrix: np.ndarray, offset: np.ndarray, table: np.ndarray,
-                 out: np.ndarray) -> None:
-    """Slices of a scan, moved by an affine map: pixel q of the result lies at matrix q + offset.
+def sample_stack(stack: np.ndarray, matrix: np.ndarray, offset: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
+    """A slice and its neighbours, moved by an affine map: pixel q of the result lies at matrix q + offset.
 
-    image (slices, H, W) uint8; around: which slices become channels; table (256,) float32: the intensity that each grey
-    level becomes -> out (C, h, w) float32, in place, bilinear, 0 outside the slice.
+    stack (C, H, W) uint8; table (256,) float32: the intensity that each grey level becomes -> out (C, h, w) float32, in
+    place, bilinear, 0 outside the slice.
     """
-    _sample_stack(image, np.array(around), matrix, offset, table, out)
+    _sample_stack(stack, matrix, offset, table, out)
 
 
 def sample_labels(labels: np.ndarray, matrix: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
@@ -381,8 +381,8 @@ def sample_labels(labels: np.ndarray, matrix: np.ndarray, offset: np.ndarray, ou
 
 
 @njit(cache=True, nogil=True)
-def _sample_stack(image, around, matrix, offset, table, out):
-    _, height, width = image.shape
+def _sample_stack(stack, matrix, offset, table, out):
+    channels, height, width = stack.shape
     one, nothing = np.float32(1), np.float32(0)
     for row in range(out.shape[1]):
         for column in range(out.shape[2]):
@@ -397,10 +397,9 @@ def _sample_stack(image, around, matrix, offset, table, out):
             left, right = nothing if x0 < 0 else one - fx, nothing if x0 == width - 1 else fx
             v0, v1 = np.uint64(max(0, y0)), np.uint64(min(height - 1, y0 + 1))
             u0, u1 = np.uint64(max(0, x0)), np.uint64(min(width - 1, x0 + 1))
-            for channel in range(len(around)):
-                s = np.uint64(around[channel])
-                above = left * table[image[s, v0, u0]] + right * table[image[s, v0, u1]]
-                below = left * table[image[s, v1, u0]] + right * table[image[s, v1, u1]]
+            for channel in range(channels):
+                above = left * table[stack[channel, v0, u0]] + right * table[stack[channel, v0, u1]]
+                below = left * table[stack[channel, v1, u0]] + right * table[stack[channel, v1, u1]]
                 out[channel, row, column] = upper * above + lower * below
 
 

@@ -1,4 +1,4 @@
-"""The four loss terms of the thesis, as plain functions from tensors to a scalar. Thesis section 3.4.
+"""The loss terms of the thesis ("Loss functions"), as plain functions from tensors to a scalar.
 
 Axis letters: B batch, K classes, H height, W width.  Means run over batch, channels and pixels, so that sizes compare.
 The total is a list of (weight, term); a term is any function from a `Step` to a scalar:
@@ -6,59 +6,51 @@ The total is a list of (weight, term); a term is any function from a `Step` to a
     terms = [(1.0, point_term), (0.5, lambda step: my_own_loss(step.logits, step.labels))]
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-UNLABELLED = 255
+from pointseg.volume import UNLABELLED
 
 
-def point_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None,
-               labelled: Tensor | None = None) -> Tensor:
+def point_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy at labelled pixels only.   logits (B, K, H, W), labels (B, H, W), UNLABELLED elsewhere -> scalar.
 
-    class_weights (K,) weighs each pixel by its true class.  labelled: by what the sum is divided to be a mean, if not
-    by these labels' own weight (see `Step`).  0 where nothing is labelled, not 0 / 0.   Thesis L_P.
+    class_weights (K,) weighs each pixel by its true class.  0 where nothing is labelled, not 0 / 0.   Thesis L_P.
     """
     weights = logits.new_ones(logits.shape[1]) if class_weights is None else class_weights
     loss = F.cross_entropy(logits, labels.long(), weights, ignore_index=UNLABELLED, reduction="sum")
-    return loss / (labelled_weight(labels, weights) if labelled is None else labelled).clamp(min=1e-12)
-
-
-def labelled_weight(labels: Tensor, class_weights: Tensor) -> Tensor:
-    """Number of labelled pixels, each counted with the weight of its class.   labels (B, H, W) -> scalar."""
     labelled = labels != UNLABELLED
-    return (class_weights[labels.long().where(labelled, 0)] * labelled).sum()
+    weight = (weights[labels.long().where(labelled, 0)] * labelled).sum()  # of all labelled pixels, by their class
+    return loss / weight.clamp(min=1e-12)
 
 
-def mean_or_zero(x: Tensor) -> Tensor:
-    """The mean of all elements; 0 where there are none, not 0 / 0."""
-    return x.sum() / max(1, x.numel())
-
-
-def consistency_loss(logits_moved: Tensor, moved_logits: Tensor) -> Tensor:
+def consistency_loss(answer_moved: Tensor, answer_to_moved: Tensor) -> Tensor:
     """mean |t(f(x)) - f(t(x))| for a transformation t.   both (B, K, H, W) -> scalar >= 0.   Laradji et al. 2021."""
-    return mean_or_zero((logits_moved - moved_logits).abs())
+    return (answer_moved - answer_to_moved).abs().mean()
 
 
 def separation_loss(logits: Tensor) -> Tensor:
     """Reward class maps that differ.   logits (B, K, H, W) -> scalar <= 0.   Thesis eq. 2, with its absolute value."""
     s = logits.sigmoid()
     m, n = torch.triu_indices(s.shape[1], s.shape[1], offset=1, device=s.device)  # every pair of classes once
-    return -mean_or_zero((s[:, m] - s[:, n]).abs().sum(1))
+    return -(s[:, m] - s[:, n]).abs().sum(1).mean()
 
 
 def extent_loss(logits: Tensor, extent: Tensor) -> Tensor:
     """Punish a vertebra's class far from its points: mean over k >= 1 of (1 - m_k) * -log(1 - S(z_k)).   Thesis eq. 4.
 
-    logits (B, K, H, W), extent (B, K, H, W) bool: True within the radius of *all* points of the class -> scalar >= 0.
+    logits z (B, K, H, W), extent m (B, K, H, W) bool: True within the radius of *all* points of the class on this slice
+    -> scalar >= 0.
     """
     far = ~extent[:, 1:]
-    return mean_or_zero(far * F.softplus(logits[:, 1:]))  # softplus(z) = -log(1 - S(z)), without the overflow
+    return (far * F.softplus(logits[:, 1:])).mean()  # softplus(z) = -log(1 - S(z)), without the overflow
 
 
 @dataclass(frozen=True)
@@ -72,14 +64,17 @@ class Move:
         x = x.flip(-1) if self.flip else x
         return x.rot90(self.quarter_turns, (-2, -1))
 
+    @classmethod
+    def draws(cls, seed: int, start: int = 0) -> Iterator["Move"]:
+        """A random one for each training step, from step number `start` on."""
+        rng = np.random.default_rng((seed, 1))
+        every = (cls(bool(rng.integers(2)), int(rng.integers(4))) for _ in itertools.count())
+        return itertools.islice(every, start, None)
+
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step offers to the loss terms.  Network outputs are computed when a term first asks.
-
-    Where a batch is divided, among processes or to fit into memory, a step sees one part of it.  Means over slices need
-    not care: they are averaged.  A mean over something else, such as labelled pixels, divides by `labelled`.
-    """
+    """What one training step offers to the loss terms.  Network outputs are computed when a term first asks."""
 
     network: Callable[[Tensor], Tensor]
     image: Tensor  # (B, 3, H, W)
@@ -87,7 +82,6 @@ class Step:
     extent: Tensor  # (B, K, H, W) bool
     move: Move
     class_weights: Tensor | None = None  # (K,)
-    labelled: Tensor | None = None  # of a part: the whole batch's labelled weight times this part's share of its slices
 
     @cached_property
     def logits(self) -> Tensor:
@@ -104,11 +98,11 @@ Term = Callable[[Step], Tensor]
 
 
 def point_term(step: Step) -> Tensor:
-    return point_loss(step.logits, step.labels, step.class_weights, step.labelled)
+    return point_loss(step.logits, step.labels, step.class_weights)
 
 
 def moved_point_term(step: Step) -> Tensor:
-    return point_loss(step.moved_logits, step.move(step.labels), step.class_weights, step.labelled)
+    return point_loss(step.moved_logits, step.move(step.labels), step.class_weights)
 
 
 def consistency_term(step: Step) -> Tensor:

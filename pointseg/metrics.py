@@ -1,4 +1,4 @@
-"""Scores from a confusion matrix pooled over all voxels of all scans (thesis section 3.6), and from centres."""
+"""Scores from a confusion matrix pooled over all voxels of all scans, and from centres.   Thesis, "Metrics"."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

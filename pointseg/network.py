@@ -4,15 +4,13 @@ Simonyan and Zisserman 2015 (VGG16); Long, Shelhamer and Darrell 2015 (FCN).  Ax
 K classes, H height, W width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-
-from pointseg.runs.parallel import Part, all_sum, gathered, world_size
 
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 FULLY_CONNECTED = 4096
@@ -75,69 +73,6 @@ class Pool(nn.MaxPool2d):
         return torch.maximum(x[..., ::2], x[..., 1::2])
 
 
-class BatchDropout(nn.Dropout2d):
-    """Dropout of whole channels that does not depend on how a batch is divided: drawn for all of it, then cut."""
-
-    part: Part | None = None  # what of a batch comes next; None: all of it
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.part is None or self.part.count == self.part.total:
-            return super().forward(x)
-        kept = x.new_empty(self.part.total, x.shape[1], 1, 1).bernoulli_(1 - self.p).div_(1 - self.p)
-        return x * kept[self.part.first : self.part.first + self.part.count]
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm with the statistics of the whole batch, also where several processes have a part each.
-
-    torch's SyncBatchNorm does that too, but on GPUs alone.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
-            return super().forward(x)
-        out, mean, squares, count = _SharedNorm.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(squares / (count - 1).clamp(min=1), self.momentum)
-            self.num_batches_tracked += 1
-        return out
-
-
-class _SharedNorm(torch.autograd.Function):
-    """(x - mean) / std * weight + bias over the slices of all processes.   Chan et al. 1979 for the statistics."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        count = x.numel() // x.shape[1]
-        own = weight.new_zeros(3, x.shape[1])  # a process without slices has no mean
-        if count:
-            mean, var = torch.batch_norm_update_stats(x.to(weight.dtype), None, None, 0.0)
-            own = torch.stack([mean, var * count, torch.full_like(mean, count)])
-        means, squares, counts = gathered(own).unbind(1)  # (processes, C) each
-        total = counts.sum(0)
-        mean = (means * counts).sum(0) / total
-        squares = (squares + counts * (means - mean) ** 2).sum(0)
-        ctx.save_for_backward(x, weight, mean, squares / total, total)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, squares, total)
-        return F.batch_norm(x, mean, squares / total, weight, bias, False, 0.0, eps), mean, squares, total
-
-    @staticmethod
-    def backward(ctx, slope: Tensor, *_) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, var, total = ctx.saved_tensors
-        if len(x):
-            direct, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-                slope, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True])
-        else:  # where torch divides by zero
-            direct, by_weight, by_bias = slope.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
-        # weight / std * (slope - mean(slope) - y * mean(slope * y)), y = (x - mean) / std: the first term is direct,
-        # the means, over the slices of all processes, make an affine map of x, which is a batch norm again.
-        by_mean = all_sum(torch.stack([by_weight, by_bias])) * (-weight * (var + ctx.eps).rsqrt() / total)
-        indirect = F.batch_norm(x, mean, var, *by_mean, False, 0.0, ctx.eps)
-        return direct.add_(indirect), by_weight, by_bias, None
-
-
 class FCN8VGG16(nn.Module):
     """Logits for every pixel of a slice with its neighbours, in 0..1.   (B, 3, H, W) -> (B, K, H, W).
 
@@ -160,15 +95,15 @@ class FCN8VGG16(nn.Module):
         for block in VGG16_BLOCKS:
             for out in (int(c * width) for c in block):
                 layers.append(nn.Conv2d(channels, out, 3, padding=1))
-                layers += [BatchNorm(out)] if batch_norm else []
+                layers += [nn.BatchNorm2d(out)] if batch_norm else []
                 layers.append(nn.ReLU(inplace=True))
                 channels = out
             layers.append(Pool(2))
             pool_channels.append(channels)
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(  # VGG16's fully connected layers as convolutions, under torchvision's indices
-            WindowLinear(channels, hidden, 7, padding=3), nn.ReLU(inplace=True), BatchDropout(),
-            WindowLinear(hidden, hidden, 1), nn.ReLU(inplace=True), BatchDropout())  # fmt: skip
+            WindowLinear(channels, hidden, 7, padding=3), nn.ReLU(inplace=True), nn.Dropout2d(),
+            WindowLinear(hidden, hidden, 1), nn.ReLU(inplace=True), nn.Dropout2d())  # fmt: skip
         self.score = nn.Conv2d(hidden, num_classes, 1)
         self.skips = nn.ModuleDict(
             {f"pool{p}": nn.Conv2d(pool_channels[p - 1], num_classes, 1) for p in range(4, finest_pool - 1, -1)})
@@ -205,3 +140,16 @@ def for_inference(network: nn.Module) -> Callable[[Tensor], Tensor]:
         with torch.inference_mode(), autocast(where):
             return functional_call(network, weights, x.to(where, memory_format=torch.channels_last)).float()
     return apply
+
+
+def load_vgg16(network: FCN8VGG16, state: Mapping[str, Tensor]) -> list[str]:
+    """Fill a full-width network without batch norm with VGG16's ImageNet weights.   -> names of layers not among them.
+
+    state: as `runs.weights.read_imagenet` returns it.  Score layers start at zero (Long et al. section 4.3): VGG16's
+    activations reach hundreds, and random scores of them would swamp the first steps.
+    """
+    own = network.state_dict()
+    found = {name: x for name, x in state.items() if name in own}
+    scores = {name: torch.zeros_like(x) for name, x in own.items() if name.startswith(("score.", "skips."))}
+    network.load_state_dict(own | found | scores)
+    return sorted({name.rpartition(".")[0] for name in own.keys() - found.keys() - scores.keys()})

@@ -1,4 +1,7 @@
-"""Point annotations, drawn from a mask as an expert would set them, and what they cost.   Thesis section 3.2."""
+"""Point annotations, drawn from a mask as an expert would set them, and what they cost.
+
+Thesis, "Annotation points".
+"""
 
 from dataclasses import dataclass
 
@@ -6,40 +9,42 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import watershed
 
+from pointseg.preprocess import Prepared
 from pointseg.volume import BACKGROUND, UNLABELLED
 
 POINTS_PER_INSTANCE, BACKGROUND_POINTS = 3, 5
 FULL_MASK_S, POINTS_S, FURTHER_POINT_S = 239.7, 22.1, 0.9  # seconds an image; Bearman et al. 2016
-FURTHER_POINTS = 6  # on an average slice, thesis section 4.1
+FURTHER_POINTS = 6  # on an average slice of the thesis; at the sides it shows few vertebrae
 GROW_SIGMA_MM = 1.5
 SAGITTAL = 2
 
 
 @dataclass(frozen=True)
 class Points:
-    """The labelled voxels of a volume alone, a thousandth of it.   np.asarray gives labels (z, y, x) as they were."""
+    """A scan and its labelled voxels: a thousandth of all, so only these are kept."""
 
-    places: np.ndarray  # (N, 3) int32
-    values: np.ndarray  # (N,) uint8
-    shape: tuple[int, int, int]
+    scan: Prepared
+    places: np.ndarray  # (N, 3) int32, z y x
+    values: np.ndarray  # (N,) uint8, 0..5
 
     @classmethod
-    def of(cls, labels: np.ndarray) -> "Points":
+    def of(cls, scan: Prepared, labels: np.ndarray) -> "Points":
         """labels (z, y, x) uint8, UNLABELLED but for the points"""
         known = labels != UNLABELLED
-        return cls(np.argwhere(known).astype(np.int32), labels[known], labels.shape)
+        return cls(scan, np.argwhere(known).astype(np.int32), labels[known])
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        labels = np.full(self.shape, UNLABELLED, np.uint8)
+    @property
+    def labels(self) -> np.ndarray:
+        """(z, y, x) uint8, UNLABELLED but for the points"""
+        labels = np.full(self.scan.shape, UNLABELLED, np.uint8)
         labels[tuple(self.places.T)] = self.values
-        labels.flags.writeable = False  # a copy: what is written to it would be lost
-        return labels if dtype is None else labels.astype(dtype)
+        return labels
 
-    def along(self, axis: int) -> "Points":
-        """The same points with the axis first, slice by slice, and row by row in each."""
-        places = np.moveaxis(self.places, -1, 0)[[axis, *(a for a in range(3) if a != axis)]].T
+    def along(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places (N, 3) with the axis first, slice by slice and row by row in each, and their values (N,)."""
+        places = self.places[:, [axis, *(a for a in range(3) if a != axis)]]
         order = np.lexsort(places.T[::-1])
-        return Points(places[order], self.values[order], (self.shape[axis], *np.delete(self.shape, axis).tolist()))
+        return places[order], self.values[order]
 
 
 def sample_points(mask: np.ndarray, rng: np.random.Generator, per_instance: int = POINTS_PER_INSTANCE,

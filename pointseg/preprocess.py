@@ -1,6 +1,6 @@
 """Preparation of a scan: isotropic grid, intensities to [0, 1], contrast-limited adaptive equalisation per slice.
 
-Thesis section 3.1.  Labels are resampled by nearest neighbour, always: the published code interpolated some of them.
+Labels are resampled by nearest neighbour, always: the published code interpolated some of them.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,9 @@ class Prepared:
     def shape(self) -> tuple[int, int, int]:
         return self.image.shape
 
-    @property
-    def truth(self) -> np.ndarray:
-        """The mask as `slices.Labelled` takes it."""
-        return self.mask
-
-    def planes(self, axis: int) -> np.ndarray:
-        """Its slices along an axis one after the other in memory, (slices, H, W)."""
-        return np.ascontiguousarray(np.moveaxis(self.image, axis, 0))
+    def with_mask(self, mask: np.ndarray) -> "Prepared":
+        """The same scan with another mask: pseudo labels instead of true ones."""
+        return Prepared(self.image, mask, self.spacing_mm, self.name, self.modality)
 
 
 def prepare(volume: Volume, grid_mm: float) -> Prepared:
@@ -50,7 +45,7 @@ def prepare(volume: Volume, grid_mm: float) -> Prepared:
     shape = tuple(max(2, round(n * s / grid_mm)) for n, s in zip(volume.image.shape, volume.spacing_mm, strict=True))
     spacing_mm = tuple(n * s / m for n, s, m in zip(volume.image.shape, volume.spacing_mm, shape, strict=True))
     image = resample_linear(volume.image, shape)
-    modality = volume.modality or told_modality(image)
+    modality = volume.modality or modality_from_intensities(image)
     image = equalise(rescale(image, modality), spacing_mm)
     mask = None if volume.mask is None else resample_nearest(volume.mask, shape)
     return Prepared(image, mask, spacing_mm, volume.name, modality)
@@ -93,14 +88,14 @@ def rescale(image: np.ndarray, modality: str) -> np.ndarray:
 
     A CT without a negative value is not in HU, where fat and air are below 0: it is treated like MR.
     """
-    ct = (modality or told_modality(image)) == "CT" and image.min() < 0
+    ct = (modality or modality_from_intensities(image)) == "CT" and image.min() < 0
     low, high = map(float, CT_WINDOW_HU if ct else np.percentile(image, MR_PERCENTILES))  # NumPy's would widen float32
     out = image - low
     out /= max(high - low, 1e-6)
     return out.clip(0, 1, out=out)
 
 
-def told_modality(image: np.ndarray) -> str:
+def modality_from_intensities(image: np.ndarray) -> str:
     """ "CT" or "MR", told by the air that a CT shows below -300 HU."""
     return "CT" if np.count_nonzero(image < -300) > 0.02 * image.size else "MR"
 

@@ -1,21 +1,19 @@
-"""The stages of the thesis's procedure, each a function, so that a notebook can run them one by one.
+"""The whole procedure, from prepared scans to the result and the reference.   `run` is all of it, top to bottom.
 
-prepare -> points -> three weak models -> pseudo masks -> final model; beside it the reference, trained on true masks.
-`experiment.run` is all of them, to the thesis's Table 1.
+Each of its steps is a function that can be called alone.  Each piece of work is made through `keep(name, make)`, which
+is make() here; `runs` hands in one that stores what was made, and next time returns that.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from pointseg.datasets.manifest import PARTS, Case
-from pointseg.datasets.split import Split
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.losses import (
@@ -31,18 +29,17 @@ from pointseg.losses import (
 from pointseg.metrics import weighted_dice
 from pointseg.network import device
 from pointseg.points import Points, sample_points
-from pointseg.predict import Model, predict_slice, validation_score
+from pointseg.predict import Model
 from pointseg.preprocess import Prepared, prepare
-from pointseg.profiles import EXTENT_RADIUS_MM, Profile
-from pointseg.runs.cache import VolumeFile, prepared_case
-from pointseg.runs.checkpoint import Checkpoints
-from pointseg.runs.parallel import barrier, rank, share, world_size
-from pointseg.runs.run import Run
-from pointseg.slices import AXES, Labelled, SliceDataset
-from pointseg.train import History, Schedule, fit
+from pointseg.profiles import EXTENT_RADIUS_MM, Profile, Schedule
+from pointseg.slices import AXES, SliceDataset
+from pointseg.train import History, Watch, fit
 from pointseg.volume import CLASSES, UNLABELLED, ScanError
 
 SMOOTHINGS = [(denoise, erosion) for denoise in (0, 1, 2) for erosion in (0, 1, 2)]  # iterations to choose from
+Terms = Sequence[tuple[float, Term]]
+T = TypeVar("T")
+Keep = Callable[[str, Callable[..., T]], T]
 
 
 @dataclass(frozen=True)
@@ -55,119 +52,133 @@ class Scans:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What a run may use, which does not change its result."""
+class Outcome:
+    """What the procedure has made."""
 
-    cache: Path | None = None  # folder for prepared scans; None: they are in memory
-    workers: int = 0  # processes that make batches; 0: the training's own
-    micro_batch: int | None = None  # slices at a time, where a batch does not fit into memory
-    at_once: int = 1  # models trained side by side
-    tensorboard: bool = False  # write for it, where checkpoints are kept
-
-
-HERE = Machine()  # everything in memory, in this process
+    points: Sequence[Points]  # of the training scans
+    models: dict[str, Model]  # transverse, coronal, sagittal, result, reference
+    histories: dict[str, History]  # of the models
+    smoothing: tuple[int, int]  # denoise and erosion iterations
+    pseudo: dict[str, Prepared]  # training and test scans with pseudo masks, by name
 
 
-def prepare_split(split: Split, profile: Profile, cache: Path | None = None) -> Scans:
-    """Read and prepare all cases of a split.
+def just_make(name: str, make: Callable[..., T]) -> T:
+    """The `keep` that keeps nothing.   A kept `make` that trains may be handed a `watch`, to go on inside a model."""
+    return make()
 
-    cache: folder where they lie prepared, or are put, to be read from there; None: they are prepared into memory.  Of
-    several processes each prepares some.
+
+def run(scans: Scans, profile: Profile, seed: int = 0, terms: Terms | None = None,
+        points: Sequence[Points] | None = None, keep: Keep = just_make) -> Outcome:
+    """Points, three weak models, pseudo masks, and from those the result; beside it the reference, from true masks.
+
+    terms: of the weak models, where not the profile's.  points: of the training scans, where not drawn from masks.
+    Masks of the validation scans weigh the classes, choose each model's best weights, and the smoothing.
     """
-    parts = [list(getattr(split, part)) for part in PARTS]
-    bar = tqdm(total=sum(map(len, parts)), desc="preparing", unit="scan", disable=rank() > 0)
+    terms, points = terms or terms_named(profile.terms, profile), points or draw_points(scans.train, seed)
+    models, histories = {}, {}
+    for axis in AXES:
+        models[axis], histories[axis] = keep(
+            axis, partial(train_weak, points, scans.validation, axis, profile, seed, terms))
+    weak = dict(models)
+    smoothing = choose_smoothing(weak, scans.validation, keep)
+    pseudo = fuse_all(weak, scans.train + scans.test, smoothing, keep)  # of test scans only to be scored
+    for name, labelled in (("result", [pseudo[scan.name] for scan in scans.train]), ("reference", scans.train)):
+        models[name], histories[name] = keep(
+            name, partial(train_full, labelled, scans.validation, "sagittal", profile, seed))
+    return Outcome(points, models, histories, smoothing, pseudo)
 
-    def prepare_all(cases: Sequence[Case]) -> list[Prepared]:
-        scans = []
-        for case in cases:
-            scans.append(prepare(case.read(), profile.grid_mm) if cache is None else
-                         prepared_case(case, profile.grid_mm, cache))
+
+def read_and_prepare(case, grid_mm: float) -> Prepared:
+    """case: has a `read()` that returns a Volume, as those of `datasets` do."""
+    return prepare(case.read(), grid_mm)
+
+
+def prepare_split(split, profile: Profile, prepare_case: Callable[..., Prepared] = read_and_prepare) -> Scans:
+    """Read and prepare all cases of a split, which has three sequences of them: train, validation, test."""
+    parts = (split.train, split.validation, split.test)
+    with tqdm(total=sum(map(len, parts)), desc="preparing", unit="scan") as bar:
+        def prepared(case) -> Prepared:
+            scan = prepare_case(case, profile.grid_mm)
             bar.update()
-        return scans
+            return scan
 
-    with bar:
-        if cache is not None and world_size() > 1:
-            for case in share(sum(parts, [])):
-                prepared_case(case, profile.grid_mm, cache)
-            barrier()
-        return Scans(*map(prepare_all, parts))
+        return Scans(*([prepared(case) for case in part] for part in parts))
 
 
-def draw_points(scans: Sequence[Prepared], seed: int) -> list[Labelled]:
+def draw_points(scans: Sequence[Prepared], seed: int) -> list[Points]:
     """Point labels for scans, from their masks."""
-    return [Labelled(scan, Points.of(sample_points(scan.mask, np.random.default_rng((seed, i)))))
+    return [Points.of(scan, sample_points(scan.mask, np.random.default_rng((seed, i))))
             for i, scan in enumerate(scans)]
 
 
-def point_weights(points: Sequence[Labelled], validation: Sequence[Prepared], num_classes: int, power: float) -> Tensor:
+def point_weights(points: Sequence[Points], validation: Sequence[Prepared], num_classes: int, power: float) -> Tensor:
     """Class weights that undo how points are drawn: (share of voxels / share of points) ** power.   -> (K,), mean 1.
 
     Five background points stand for far more pixels than three points in a vertebra.  Weighted by what each point
     stands for (power 1), the point loss estimates the full mask's cross-entropy; unweighted (power 0, the thesis) it
     lets vertebrae grow.  The shares of voxels come from the validation scans' masks, those of points from the labels.
     """
-    def shares(maps: Iterable[np.ndarray]) -> np.ndarray:
-        counts = sum(np.bincount(m[m != UNLABELLED], minlength=len(CLASSES)) for m in maps).astype(float)
+    def shares(labels: Iterable[np.ndarray]) -> np.ndarray:
+        counts = sum(np.bincount(x[x != UNLABELLED], minlength=len(CLASSES)) for x in labels).astype(float)
         counts = np.array([counts[0], counts[1:].sum()]) if num_classes == 2 else counts
         return counts / counts.sum()
 
-    voxels, drawn = shares(scan.mask for scan in validation), shares(p.labels for p in points)  # one at a time
+    voxels, drawn = shares(scan.mask for scan in validation), shares(p.values for p in points)  # one at a time
     ratio = np.divide(voxels, drawn, out=np.zeros(num_classes), where=drawn > 0)
     ratio[ratio == 0] = ratio[1:].max(initial=0) or 1.0  # a class that is missing there: as the other vertebrae
     weights = ratio**power
     return torch.tensor(weights / weights.mean(), dtype=torch.float32)
 
 
+def terms_named(letters: str, profile: Profile) -> list[tuple[float, Term]]:
+    """ "PCES" -> the terms of those letters, with the profile's weights.   C includes the moved slices' point loss."""
+    weight = profile.term_weights
+    known = {"P": [(weight["P"], point_term)], "E": [(weight["E"], extent_term)], "S": [(weight["S"], separation_term)],
+             "C": [(weight["P"], moved_point_term), (weight["C"], consistency_term)]}
+    if set(letters) - set(known) or "P" not in letters or len(set(letters)) != len(letters):
+        raise ScanError(f"terms: found {letters!r}, expected P and any of C, E, S, each once, such as P or PCES")
+    return [term for letter in letters for term in known[letter]]
+
+
 def full_loss(step: Step) -> Tensor:
     """Cross-entropy with full labels; only padding is left out.   For the final model and the reference."""
-    return point_loss(step.logits, step.labels, None, step.labelled)
+    return point_loss(step.logits, step.labels)
 
 
-def train_weak(points: Sequence[Labelled], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
-               terms: Sequence[tuple[float, Term]], split: dict[str, list[str]], keeper: Checkpoints | None = None,
-               machine: Machine = HERE) -> tuple[Model, History]:
-    """Train a model along one axis from points: two classes on transverse slices, else six."""
-    num_classes = 2 if axis == "transverse" else len(CLASSES)
+def train_weak(points: Sequence[Points], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
+               terms: Terms, watch: Watch | None = None) -> tuple[Model, History]:
+    """Train a model along one axis from points.   Extents are at hand whatever the terms: yours may ask for them."""
+    num_classes = classes_along(axis)
     dataset = SliceDataset(points, axis, num_classes, profile.input_px, profile.augmentation, seed, sparse=True,
                            radius_mm=EXTENT_RADIUS_MM)
     weights = point_weights(points, validation, num_classes, profile.point_weighting)
-    return _train(dataset, validation, axis, profile, seed, profile.weak, terms, split, f"{axis}, points", keeper,
-                  machine, weights)
+    return _train(dataset, validation, axis, profile, seed, profile.weak, terms, weights,
+                  watch or Watch(f"{axis}, points"))
 
 
-def train_full(labelled: Sequence[Labelled], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
-               split: dict[str, list[str]], name: str, keeper: Checkpoints | None = None,
-               machine: Machine = HERE) -> tuple[Model, History]:
-    """Train a model along one axis from label volumes: pseudo masks, or true ones for the reference."""
-    num_classes = 2 if axis == "transverse" else len(CLASSES)
-    dataset = SliceDataset(labelled, axis, num_classes, profile.input_px, profile.augmentation, seed)
-    return _train(dataset, validation, axis, profile, seed, profile.full, [(1.0, full_loss)], split, name, keeper,
-                  machine)
+def train_full(scans: Sequence[Prepared], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
+               watch: Watch | None = None) -> tuple[Model, History]:
+    """Train a model along one axis from the masks of scans: pseudo masks, or true ones for the reference."""
+    dataset = SliceDataset(scans, axis, classes_along(axis), profile.input_px, profile.augmentation, seed)
+    return _train(dataset, validation, axis, profile, seed, profile.full, [(1.0, full_loss)], None,
+                  watch or Watch(f"{axis}, masks"))
+
+
+def classes_along(axis: str) -> int:
+    """Two on transverse slices, which show a vertebra but not its level, else six."""
+    return 2 if axis == "transverse" else len(CLASSES)
 
 
 def _train(dataset: SliceDataset, validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
-           schedule: Schedule, terms: Sequence[tuple[float, Term]], split: dict[str, list[str]], name: str,
-           keeper: Checkpoints | None, machine: Machine, class_weights: Tensor | None = None) -> tuple[Model, History]:
-    network = profile.network(dataset.num_classes, seed).to(device())
-    if keeper:
-        keeper.picture = partial(picture_of, scan=validation[0], axis=axis, input_px=profile.input_px)
-        keeper.tensorboard = machine.tensorboard
-    history = fit(network, dataset, terms, schedule,
-                  lambda n: validation_score(n, validation, axis, profile.input_px), seed, name, class_weights, keeper,
-                  machine.workers, machine.micro_batch)
+           schedule: Schedule, terms: Terms, class_weights: Tensor | None, watch: Watch) -> tuple[Model, History]:
     modalities = tuple(sorted({scan.modality for scan in dataset.scans} - {""}))
-    return Model(network.eval(), axis, profile.grid_mm, profile.input_px, profile.name, seed, split,
-                 modalities), history
-
-
-def terms_named(letters: str, profile: Profile) -> list[tuple[float, Term]]:
-    """ "PCES" -> the terms of those letters, with the profile's weights."""
-    weight = profile.term_weights
-    known = {"P": [(weight["P"], point_term)], "E": [(weight["E"], extent_term)], "S": [(weight["S"], separation_term)],
-             "C": [(weight["P"], moved_point_term), (weight["C"], consistency_term)]}  # f(t(x)) meets the points too
-    if set(letters) - set(known) or "P" not in letters or len(set(letters)) != len(letters):
-        raise ScanError(f"--terms: found {letters!r}, expected P and any of C, E, S, each once, such as P or PCES")
-    return [term for letter in letters for term in known[letter]]
+    model = Model(profile.network(dataset.num_classes, seed).to(device()), axis, profile.grid_mm, profile.input_px,
+                  modalities)
+    torch.manual_seed(seed)  # for dropout: what ran before in this process must not matter
+    history = fit(watch.take(model, validation[0]), watch.steps(dataset, schedule.batch, seed), terms, schedule,
+                  partial(model.score, validation), class_weights, watch)
+    model.network.eval()
+    return model, history
 
 
 def hard_predictions(models: dict[str, Model], scan: Prepared) -> dict[str, np.ndarray]:
@@ -175,36 +186,26 @@ def hard_predictions(models: dict[str, Model], scan: Prepared) -> dict[str, np.n
     return {name: model.labels(scan) for name, model in models.items()}
 
 
-def choose_smoothing(predictions: Sequence[dict[str, np.ndarray]], scans: Sequence[Prepared]) -> tuple[int, int]:
+def choose_smoothing(weak: dict[str, Model], validation: Sequence[Prepared],
+                     keep: Keep = just_make) -> tuple[int, int]:
     """The denoise and erosion iterations with the best Dice_wi on the validation scans; the fewer of equals."""
-    return best_smoothing([smoothing_counts(p, scan) for p, scan in zip(predictions, scans, strict=True)])
+    counts = np.sum([keep(f"smoothing/{scan.name}", partial(smoothing_counts, weak, scan))
+                     for scan in tqdm(validation, "choosing smoothing", unit="scan")], axis=0)
+    return max(zip(SMOOTHINGS, counts, strict=True), key=lambda choice: weighted_dice(choice[1]))[0]
 
 
-def smoothing_counts(predictions: dict[str, np.ndarray], scan: Prepared) -> np.ndarray:
-    """Of one scan the confusion matrix of the pseudo mask for each choice.   -> (choices, K, K)"""
+def smoothing_counts(weak: dict[str, Model], scan: Prepared) -> np.ndarray:
+    """Of one scan the confusion matrix of the pseudo mask for each of SMOOTHINGS.   -> (choices, K, K)"""
+    predictions = hard_predictions(weak, scan)
     return np.stack([confusion_matrix(scan.mask, pseudo_mask(**predictions, denoise=d, erosion=e), len(CLASSES))
                      for d, e in SMOOTHINGS])
 
 
-def best_smoothing(counts: Sequence[np.ndarray]) -> tuple[int, int]:
-    """`choose_smoothing`, from the counts of each scan."""
-    return max(zip(SMOOTHINGS, sum(counts), strict=True), key=lambda choice: weighted_dice(choice[1]))[0]
-
-
-def picture_of(network: nn.Module, scan: Prepared, axis: str, input_px: int) -> np.ndarray:
-    """The middle slice of a scan's vertebrae: what the network sees there, beside the truth.   -> (H, W, 3) uint8"""
-    from pointseg.report.plot import centre_of, pair
-
-    at = centre_of(scan.mask)[AXES[axis]]
-    labels = predict_slice(network, scan, axis, at, input_px)
-    return pair(scan.image.take(at, AXES[axis]), labels, scan.mask.take(at, AXES[axis]))
-
-
 def fuse_all(weak: dict[str, Model], scans: Sequence[Prepared], smoothing: tuple[int, int],
-             kept: Run | None = None) -> dict[str, np.ndarray | VolumeFile]:
-    """Pseudo masks (z, y, x) uint8 by scan name.   smoothing: denoise and erosion iterations; kept: the run they are a
-    part of, whose folder then holds them."""
-    kept = kept or Run()
-    return {scan.name: kept.volume(f"pseudo/{scan.name}", lambda scan=scan: pseudo_mask(
-                **hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1]))
+             keep: Keep = just_make) -> dict[str, Prepared]:
+    """The scans with pseudo masks in the place of their masks, by name.   smoothing: denoise and erosion iterations."""
+    def fused(scan: Prepared) -> Prepared:
+        return scan.with_mask(pseudo_mask(**hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1]))
+
+    return {scan.name: keep(f"pseudo/{scan.name}", partial(fused, scan))
             for scan in tqdm(scans, "fusing pseudo masks", unit="scan")}

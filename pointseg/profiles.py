@@ -1,17 +1,56 @@
-"""The profiles: same code, other numbers.   Thesis section 4.2."""
+"""The profiles: same code, other numbers."""
 
+import functools
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from pointseg.network import FCN8VGG16, FULLY_CONNECTED
-from pointseg.runs.parallel import rank
-from pointseg.runs.weights import load_imagenet
+from pointseg.network import FCN8VGG16, FULLY_CONNECTED, load_vgg16
 from pointseg.slices import Augmentation
-from pointseg.train import Schedule
+from pointseg.volume import ScanError
 
-EXTENT_RADIUS_MM = 110.0
+EXTENT_RADIUS_MM = 110.0  # the thesis's: no vertebra reaches further from a point in it; asked for by term E
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate, divided by one divisor after the other when the training loss stops falling, and the end."""
+
+    learning_rate: float
+    divisors: tuple[float, ...]
+    rounds: tuple[int, ...]  # the most that each divisor may take
+    round_steps: int  # after which losses are compared and the model is scored
+    batch: int  # slices
+    patience: int  # rounds without a new best loss, until the next divisor
+    stop_after: int  # new best losses without a new best score, until the end
+
+    def next_rate(self, rounds: Sequence) -> float | None:
+        """The learning rate of the round that follows these (`train.Round`); None where training has come to its end.
+
+        A stage ends after `patience` rounds without a new best loss, or after its share of rounds; training ends with
+        the last stage, or after `stop_after` new best losses without a new best score.
+        """
+        stage, in_stage, stalled, bests_without_gain = 0, 0, 0, 0
+        best_loss, best_score = math.inf, -math.inf
+        for r in rounds:
+            in_stage, stalled = in_stage + 1, stalled + 1
+            gained = r.validation > best_score
+            if gained:
+                best_score, bests_without_gain = r.validation, 0
+            if r.losses["total"] < best_loss:
+                best_loss, stalled = r.losses["total"], 0
+                bests_without_gain += not gained
+            if bests_without_gain >= self.stop_after:
+                return None
+            if stalled >= self.patience or in_stage == self.rounds[stage]:
+                stage, in_stage, stalled = stage + 1, 0, 0
+        if stage == len(self.divisors):
+            return None
+        return functools.reduce(operator.truediv, self.divisors[: stage + 1], self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -25,23 +64,25 @@ class Profile:
     batch_norm: bool
     finest_pool: int
     hidden: int
-    imagenet: bool  # start from ImageNet weights: from imagenet_file, or where that is None from torch.hub
+    imagenet: bool  # start from ImageNet's weights
     point_weighting: float  # 0: every point counts the same (thesis); 1: as many as the pixels it stands for
     terms: str  # of the weak models: P point, C consistency, E extent, S separation
     term_weights: dict[str, float]
     weak: Schedule
     full: Schedule  # the final model and the reference
     augmentation: Augmentation
-    imagenet_file: Path | None = None
+    first_weights: Callable[[], Mapping[str, Tensor]] | None = None  # reads ImageNet's: see `runs.weights`
 
     def network(self, num_classes: int, seed: int) -> FCN8VGG16:
         """A fresh network; its first weights depend on the seed alone, and on ImageNet's where the profile says so."""
         torch.manual_seed(seed)
-        # Of several processes the first reads ImageNet's weights: the others get theirs from it when training begins.
         network = FCN8VGG16(num_classes, self.width, self.batch_norm, self.finest_pool, self.hidden)
-        missing = load_imagenet(network, self.imagenet_file) if self.imagenet and rank() == 0 else []
-        if missing:
-            print(f"not among the ImageNet weights, so started at random: {', '.join(missing)}")
+        if self.imagenet:
+            if self.first_weights is None:
+                raise ScanError(f"the {self.name} profile starts from ImageNet's weights and has none: give it "
+                                "first_weights=runs.weights.read_imagenet, or imagenet=False to start from scratch")
+            if missing := load_vgg16(network, self.first_weights()):
+                print(f"not among the ImageNet weights, so started at random: {', '.join(missing)}")
         return network
 
 
@@ -50,7 +91,7 @@ AUGMENTATION = Augmentation(rotation_deg=6, log_scale=0.08, log_stretch=0.04, sh
 
 CLASSROOM = Profile(
     name="classroom", grid_mm=2.0, input_px=192, width=0.25, batch_norm=True, finest_pool=2, hidden=256, imagenet=False,
-    point_weighting=0.65, terms="P",  # the other terms take twice the time and did not help in it: see the README
+    point_weighting=0.65, terms="P",  # the other terms take twice the time and did not help in it: see tests/README.md
     term_weights={"P": 1.0, "C": 0.3, "E": 1.0, "S": 0.1},  # S reaches -9 for 6 classes, ten times any other term
     weak=Schedule(1e-3, (1, 3, 3, 3), (4, 2, 1, 1), round_steps=100, batch=8, patience=10, stop_after=100),
     full=Schedule(1e-3, (1, 3, 3), (4, 2, 1), round_steps=200, batch=8, patience=10, stop_after=100),

@@ -1,8 +1,10 @@
 """From volumes to network inputs and back: slices with their neighbours, crops, augmentation, reassembly.
 
-Thesis section 3.3.  A volume (z, y, x) is cut along one of three axes; the planes keep the order of the other two.
+A volume (z, y, x) is cut along one of three axes; the planes keep the order of the other two.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,11 +17,11 @@ from pointseg.kernels import extent_masks, sample_labels, sample_stack
 from pointseg.network import STRIDE
 from pointseg.points import Points
 from pointseg.preprocess import Prepared
-from pointseg.runs.cache import CachedScan, SlicesFile, VolumeFile
 from pointseg.volume import BACKGROUND, UNLABELLED
 
 AXES = {"transverse": 0, "coronal": 1, "sagittal": 2}
 GREY_LEVELS = np.arange(256) / 255
+Batch = tuple[Tensor, Tensor, Tensor]  # images (B, 3, h, w), labels (B, h, w), extents (B, K, h, w)
 CONTEXT_MM = 1.0  # distance k of the two neighbouring slices; on a coarser grid, the next slice
 
 
@@ -34,27 +36,6 @@ class Augmentation:
     log_gamma: float = 0.0  # standard deviation
     contrast: float = 0.0  # standard deviation of gain and offset
     noise: float = 0.0  # largest standard deviation of the noise, for intensities 0..1
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A prepared scan and the labels to learn from."""
-
-    scan: Prepared | CachedScan
-    known: np.ndarray | Points | VolumeFile  # what np.asarray makes labels (z, y, x) uint8 of
-
-    @property
-    def labels(self) -> np.ndarray:
-        """(z, y, x) uint8, UNLABELLED where nothing is known"""
-        return np.asarray(self.known)
-
-    def planes(self, axis: int) -> np.ndarray | SlicesFile:
-        """The labels' slices along an axis, (slices, H, W)."""
-        return self.known.planes(axis) if isinstance(self.known, VolumeFile) else np.moveaxis(self.labels, axis, 0)
-
-    @property
-    def points(self) -> Points:
-        return self.known if isinstance(self.known, Points) else Points.of(self.labels)
 
 
 def slice_stack(image: np.ndarray, axis: int, index: int, spacing_mm: float) -> np.ndarray:
@@ -94,7 +75,7 @@ def input_size(shapes: Sequence[tuple[int, int]], input_px: int) -> tuple[int, i
 class Draws:
     """What chance decides about the items of one epoch; the first axis of each array is the item."""
 
-    matrix: np.ndarray  # (N, 2, 2) output pixel (row, column) -> slice pixel, together with
+    matrix: np.ndarray  # (N, 2, 2): slice pixel (row, column) = matrix @ output pixel + offset
     offset: np.ndarray  # (N, 2)
     inverse: np.ndarray  # (N, 2, 2) of the matrix
     scale: np.ndarray  # (N,) of a pixel, the mean of both directions
@@ -106,38 +87,36 @@ class Draws:
 
 
 class SliceDataset(Dataset):
-    """Training slices along one axis.   item -> image (3, h, w) in [0, 1], labels (h, w) uint8, extent (K, h, w) bool.
+    """Training slices along one axis.   item -> image (3, h, w) about 0..1, labels (h, w) uint8, extent (K, h, w) bool.
 
-    num_classes 2 joins L1..L5 into one class.  Slices without any label are left out.  Item i of epoch e has the number
-    e * len + i; it depends on that and the seed alone, not on what was drawn before.  sparse: the labels are points,
-    moved one by one, since resampling a map would lose them; radius_mm: the extent's radius, None for no extent.
+    labelled: scans, whose masks are the labels; or, sparse, `Points`, which are moved one by one, since resampling a
+    map would lose them.  num_classes 2 joins L1..L5 into one class.  Slices without any label are left out.  radius_mm:
+    the extent's radius, None for no extent.  Item i of epoch e has the number e * len + i; it depends on that and the
+    seed alone, not on what was drawn before.
 
-    An item must cost little beside its training step, so all that can be is done once: slices lie one after the other,
-    points are found, noise is a piece of a store, and an epoch's random numbers are drawn together.  What it holds does
-    not grow with the scans where those and their labels lie in files (`cache`).
+    An item must cost little beside its training step, so all that can be is done once: points are found, noise is a
+    piece of a store, and an epoch's random numbers are drawn together.  A scan is asked for its arrays when a slice is
+    cut, so it may lie in a file.
     """
 
-    def __init__(self, scans: Sequence[Labelled], axis: str, num_classes: int, input_px: int,
+    def __init__(self, labelled: Sequence[Prepared] | Sequence[Points], axis: str, num_classes: int, input_px: int,
                  augmentation: Augmentation, seed: int, sparse: bool = False, radius_mm: float | None = None):
         self.axis, self.num_classes, self.augmentation, self.seed = AXES[axis], num_classes, augmentation, seed
         self.sparse, self.radius_mm = sparse, radius_mm
-        self.scans = [scan.scan for scan in scans]
-        self.images = [scan.planes(self.axis) for scan in self.scans]  # (slices, H, W) each
+        self.scans = [points.scan for points in labelled] if sparse else list(labelled)
+        self.points = [points.along(self.axis) for points in labelled] if sparse else []
         shapes = [tuple(np.delete(scan.shape, self.axis).tolist()) for scan in self.scans]
         self.index: list[tuple[int, int]] = []  # of each item its scan and the slice in it
-        if sparse:
-            self.points = [scan.points.along(self.axis) for scan in scans]
-            for which, points in enumerate(self.points):
-                self.index += [(which, int(i)) for i in np.unique(points.places[:, 0])]
-        else:
-            self.labels = [scan.planes(self.axis) for scan in scans]
-            for which, planes in enumerate(self.labels):
-                known = (np.asarray(planes) != UNLABELLED).any((1, 2))
-                self.index += [(which, int(i)) for i in np.flatnonzero(known)]
+        for which, scan in enumerate(self.scans):
+            if sparse:
+                known = np.unique(self.points[which][0][:, 0])
+            else:
+                known = np.flatnonzero((scan.mask != UNLABELLED).any(tuple({0, 1, 2} - {self.axis})))
+            self.index += [(which, int(i)) for i in known]
         if not self.index:
-            raise ValueError(f"{len(scans)} scans, but no slice with a label to learn from; expected at least one")
+            raise ValueError(f"{len(labelled)} scans, but no slice with a label to learn from; expected at least one")
         self.size = input_size(shapes, input_px)
-        self.places = np.array([crop_corners(shape, self.size) for shape in shapes])  # (scans, 5, 2)
+        self.corners = np.array([crop_corners(shape, self.size) for shape in shapes])  # (scans, 5, 2)
         store = 8 * 3 * self.size[0] * self.size[1] if augmentation.noise else 0
         self.noise = self._rng(0).standard_normal(store, np.float32)
         self._epoch, self._draws = 0, self._draw(0)
@@ -145,14 +124,14 @@ class SliceDataset(Dataset):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         """The first epoch, in order."""
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, number: int) -> Batch:
         return tuple(x[0] for x in self.batch([number]))
 
-    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, numbers: Sequence[int]) -> Batch:
         """Items by number, one after the other.   -> images (B, 3, h, w), labels (B, h, w), extents (B, K, h, w).
 
         Without a radius an extent is True, (B, K, 1, 1).
@@ -169,7 +148,7 @@ class SliceDataset(Dataset):
                 self._fill_points(item, target, extent)
             else:
                 which, at = self.index[item]
-                labels = np.asarray(self.labels[which])[at]
+                labels = self.scans[which].mask.take(at, self.axis)
                 sample_labels(labels, self._draws.matrix[item], self._draws.offset[item], target)
             if self.num_classes == 2:
                 target[(target != BACKGROUND) & (target != UNLABELLED)] = 1
@@ -177,21 +156,27 @@ class SliceDataset(Dataset):
 
     __getitems__ = batch  # what torch's DataLoader calls, where it is given the numbers of a batch
 
+    def batches(self, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+        """Whole epochs in random order, batch by batch from batch number `start` on, without an end."""
+        return map(self.batch, batch_numbers(len(self), size, seed, start))
+
     def _fill_image(self, item: int, image: np.ndarray) -> None:
-        (which, at), draws, planes = self.index[item], self._draws, np.asarray(self.images[self.index[item][0]])
-        around = stack_indices(at, len(planes), self.scans[which].spacing_mm[self.axis])
+        (which, at), draws = self.index[item], self._draws
+        scan = self.scans[which]
+        stack = np.ascontiguousarray(slice_stack(scan.image, self.axis, at, scan.spacing_mm[self.axis]))
         table = GREY_LEVELS**draws.gamma[item] * draws.gain[item] + draws.lift[item]
         table[0] = 0  # padding and air stay black
-        sample_stack(planes, around, draws.matrix[item], draws.offset[item], table.astype(np.float32), image)
+        sample_stack(stack, draws.matrix[item], draws.offset[item], table.astype(np.float32), image)
         if sigma := draws.sigma[item]:
             start = draws.start[item]
             image += sigma * self.noise[start : start + image.size].reshape(image.shape)
 
     def _fill_points(self, item: int, target: np.ndarray, extent: np.ndarray) -> None:
-        (which, at), draws, points = self.index[item], self._draws, self.points[self.index[item][0]]
-        here = slice(*np.searchsorted(points.places[:, 0], (at, at + 1)))
-        values = points.values[here]
-        moved = (points.places[here, 1:] - draws.offset[item]) @ draws.inverse[item].T
+        (which, at), draws = self.index[item], self._draws
+        places, values = self.points[which]
+        here = slice(*np.searchsorted(places[:, 0], (at, at + 1)))
+        values = values[here]
+        moved = (places[here, 1:] - draws.offset[item]) @ draws.inverse[item].T
         pixels = np.rint(moved).astype(int)
         inside = ((pixels >= 0) & (pixels < self.size)).all(1)
         target[pixels[inside, 0], pixels[inside, 1]] = values[inside]
@@ -207,7 +192,7 @@ class SliceDataset(Dataset):
 
     def _draw(self, epoch: int) -> Draws:
         a, n, rng = self.augmentation, len(self), self._rng(epoch + 1)
-        corner = self.places[[which for which, _ in self.index], rng.integers(5, size=n)]  # (N, 2)
+        corner = self.corners[[which for which, _ in self.index], rng.integers(5, size=n)]  # (N, 2)
         angle = np.deg2rad(a.rotation_deg * rng.standard_normal(n))
         scale, stretch = np.exp(a.log_scale * rng.standard_normal(n)), np.exp(a.log_stretch * rng.standard_normal(n))
         cos, sin = np.cos(angle), np.sin(angle)
@@ -219,6 +204,17 @@ class SliceDataset(Dataset):
         lift = a.contrast / 2 * rng.standard_normal(n)
         return Draws(matrix, offset, np.linalg.inv(matrix), scale, gamma, gain, lift,
                      (a.noise * rng.random(n)).astype(np.float32), rng.integers(self.noise.size // 2 + 1, size=n))
+
+
+def batch_numbers(count: int, size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+    """The numbers of items in each batch of `SliceDataset.batches`.  The last batch of an epoch may be smaller."""
+    generator = torch.Generator().manual_seed(seed)
+    skipped_epochs, skipped = divmod(start, math.ceil(count / size))
+    for epoch in itertools.count():
+        order = torch.randperm(count, generator=generator)  # also of skipped epochs, for the generator's sake
+        if epoch >= skipped_epochs:
+            yield from (numbers.tolist() for numbers in (order + epoch * count).split(size)[skipped:])
+            skipped = 0
 
 
 def cut_crops(scan: Prepared, axis: int, index: int, corners: Sequence[tuple[int, int]],

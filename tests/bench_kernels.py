@@ -16,7 +16,6 @@ import numba
 import numpy as np
 import sklearn.metrics
 from scipy import ndimage
-from scipy.spatial.distance import cdist
 from skimage.exposure import equalize_adapthist, rescale_intensity
 from skimage.transform import resize
 from timing import Other, Report, in_unit, read, seconds, side_by_side
@@ -62,15 +61,6 @@ def distances_point_by_point(points: np.ndarray, shape: tuple[int, ...]) -> np.n
     return np.sqrt(farthest, out=farthest)
 
 
-def distances_by_cdist(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A slab at a time."""
-    field = np.empty(shape)
-    for z in range(shape[0]):
-        pixels = np.stack(np.indices((1, *shape[1:])), -1).reshape(-1, len(shape)) + ((z,) + (0,) * (len(shape) - 1))
-        field[z] = cdist(pixels, points).max(1).reshape(shape[1:])
-    return field
-
-
 def labels_by_nanmean(crops: np.ndarray, corners: list[tuple[int, int]], shape: tuple[int, int]) -> np.ndarray:
     labels = np.empty((len(crops), *shape), np.uint8)
     for of_slice, out in zip(crops, labels):
@@ -114,46 +104,28 @@ def words(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x).reshape(-1).view(np.uint64)
 
 
-def extent_2d(report: Report, count: int) -> None:
-    plane, points = (352, 352), [points_in((352, 352), count, k) for k in range(5)]
+def fields(report: Report, count: int) -> None:
+    """Of a slice with five classes, and of a volume, where the published way would take 12 GB for 30 points."""
+    plane, cube = (352, 352), (256,) * 3
+    points, in_cube = [points_in(plane, count, k) for k in range(5)], points_in(cube, count)
     together, classes = np.concatenate(points), np.repeat(np.arange(5), count)
-    report.row(f"extent masks 352 x 352, 5 classes, {count} points",
-               lambda: kernels.extent_masks(together, classes, 5, plane, (1, 1), RADIUS_MM),
-               [Other("NumPy, all to all",
-                      lambda: [distances_by_broadcasting(p, plane) < RADIUS_MM for p in points], 50)],
-               lambda: np.full((5, *plane), True), 3)
-
-
-def extent_3d(report: Report, count: int) -> None:
-    cube, points = (256,) * 3, points_in((256,) * 3, count)
-    report.row(f"extent mask 256^3, {count} points",
-               lambda: kernels.extent_mask(points, cube, (1, 1, 1), RADIUS_MM),
-               [Other("NumPy, point by point", lambda: distances_point_by_point(points, cube) < RADIUS_MM, 50)],
-               lambda: np.full(cube, True), 3, rounds=3)
-
-
-def distance_2d(report: Report, count: int) -> None:
-    plane, points = (352, 352), [points_in((352, 352), count, k) for k in range(5)]
-    report.row(f"distance fields 352 x 352, 5 classes, {count} points",
-               lambda: [kernels.max_distance(p, plane, (1, 1)) for p in points],
-               [Other("NumPy, all to all", lambda: [distances_by_broadcasting(p, plane) for p in points], 20),
-                Other("SciPy cdist", lambda: [distances_by_cdist(p, plane) for p in points], 20)],
-               lambda: [np.full(plane, 1, np.float32) for _ in points])
-
-
-def all_to_all(points: np.ndarray, cube: tuple[int, int, int]) -> list[Other]:
-    """The published way in a volume, where memory has room for it: 12 GB for 30 points."""
-    return [Other("NumPy, all to all", lambda: distances_by_broadcasting(points, cube), 20)] if len(points) < 9 else []
-
-
-def distance_3d(report: Report, count: int) -> None:
-    cube, points = (256,) * 3, points_in((256,) * 3, count)
-    report.row(f"distance field 256^3, {count} points",
-               lambda: kernels.max_distance(points, cube, (1, 1, 1)),
-               [*all_to_all(points, cube),
-                Other("NumPy, point by point", lambda: distances_point_by_point(points, cube), 20),
-                Other("SciPy cdist", lambda: distances_by_cdist(points, cube), 20)],
-               lambda: np.full(cube, 1, np.float32), rounds=3, warm_up=False)
+    for title, ours, theirs, name, asked, floor in (
+        (f"extent masks 352 x 352, 5 classes, {count} points",
+         lambda: kernels.extent_masks(together, classes, 5, plane, (1, 1), RADIUS_MM),
+         lambda: [distances_by_broadcasting(p, plane) < RADIUS_MM for p in points], "NumPy, all to all", 50,
+         lambda: np.full((5, *plane), True)),
+        (f"extent mask 256^3, {count} points", lambda: kernels.extent_mask(in_cube, cube, (1, 1, 1), RADIUS_MM),
+         lambda: distances_point_by_point(in_cube, cube) < RADIUS_MM, "NumPy, point by point", 50,
+         lambda: np.full(cube, True)),
+        (f"distance fields 352 x 352, 5 classes, {count} points",
+         lambda: [kernels.max_distance(p, plane, (1, 1)) for p in points],
+         lambda: [distances_by_broadcasting(p, plane) for p in points], "NumPy, all to all", 20,
+         lambda: [np.full(plane, 1, np.float32) for _ in points]),
+        (f"distance field 256^3, {count} points", lambda: kernels.max_distance(in_cube, cube, (1, 1, 1)),
+         lambda: distances_point_by_point(in_cube, cube), "NumPy, point by point", 20,
+         lambda: np.full(cube, 1, np.float32)),
+    ):
+        report.row(title, ours, [Other(name, theirs, asked)], floor, 3, rounds=3)
 
 
 def reassembly(report: Report) -> None:
@@ -199,9 +171,8 @@ def preparing(report: Report) -> None:
 
 
 def side_by_side_rows(report: Report) -> None:
-    for function in (extent_2d, extent_3d, distance_2d, distance_3d):
-        for count in (3, 30):
-            function(report, count)
+    for count in (3, 30):
+        fields(report, count)
     reassembly(report)
     counting(report, "vertebrae", *vertebrae((256,) * 3))
     counting(report, "noise", *np.random.default_rng(0).integers(0, 6, (2, 256, 256, 256)).astype(np.uint8))
@@ -218,13 +189,11 @@ def on_cubes(n: int) -> dict[str, object]:
     grey = (mask / np.float32(5)) ** 0.5
     scores = np.random.default_rng(0).random((6, n // 4, n // 4, n // 4), np.float32)
     crops = np.random.default_rng(0).random((n, 1, 6, n, n), np.float32) if n <= 256 else None
-    calls = {
-        "extent mask, 3 points": lambda: kernels.extent_mask(points_in(shape, 3), shape, (1, 1, 1), 0.43 * n),
-        "extent mask, 30 points": lambda: kernels.extent_mask(points_in(shape, 30), shape, (1, 1, 1), 0.43 * n),
-        "extent mask, 300 points": lambda: kernels.extent_mask(points_in(shape, 300), shape, (1, 1, 1), 0.43 * n),
-        "distance field, 3 points": lambda: kernels.max_distance(points_in(shape, 3), shape, (1, 1, 1)),
-        "distance field, 30 points": lambda: kernels.max_distance(points_in(shape, 30), shape, (1, 1, 1)),
-        "distance field, 300 points": lambda: kernels.max_distance(points_in(shape, 300), shape, (1, 1, 1)),
+    calls = {f"extent mask, {k} points": lambda k=k: kernels.extent_mask(points_in(shape, k), shape, (1,) * 3, 0.43 * n)
+             for k in (3, 30, 300)}
+    calls |= {f"distance field, {k} points": lambda k=k: kernels.max_distance(points_in(shape, k), shape, (1, 1, 1))
+              for k in (3, 30, 300)}
+    calls |= {
         "confusion matrix": lambda: kernels.confusion_matrix(mask, prediction, 6),
         "resampling 6 classes, argmax": lambda: kernels.resample_argmax(scores, shape),
         "CLAHE": lambda: kernels.clahe(grey, (50, 50), CLAHE_CLIP, CLAHE_BINS),
@@ -275,7 +244,7 @@ kernels.reassemble(np.zeros((1, 6, 24, 24), np.float32), np.zeros((1, 2), int), 
 kernels.reassemble_labels(np.zeros((2, 1, 6, 24, 24), np.float32), np.zeros((1, 2), int), (24, 24))
 kernels.resample_argmax(np.zeros((6, *cube), np.float32), cube)
 kernels.clahe(np.random.default_rng(0).random(cube, np.float32), (9, 9), 0.01, 256)
-kernels.sample_stack(labels, [0, 1, 2], np.eye(2), np.zeros(2), np.zeros(256, np.float32), np.empty((3, 9, 9), "f"))
+kernels.sample_stack(labels[:3], np.eye(2), np.zeros(2), np.zeros(256, np.float32), np.empty((3, 9, 9), "f"))
 kernels.sample_labels(labels[0], np.eye(2), np.zeros(2), np.empty((9, 9), np.uint8))
 print(time.perf_counter() - start)
 """

@@ -70,7 +70,7 @@ def main() -> None:
         for grid_mm, input_px in ((2.0, 192), (1.0, 352)):
             model = folder / f"{grid_mm}.pt"
             network = replace(CLASSROOM, width=1 / 8).network(6, seed=0)
-            save_model(model, Model(network, "sagittal", grid_mm, input_px, "bench", 0, {}))
+            save_model(model, Model(network, "sagittal", grid_mm, input_px))
             for path in scans:
                 start = time.monotonic()
                 out = subprocess.run([sys.executable, "-c", CODE, "segment", str(path), "--model", str(model), "-o",

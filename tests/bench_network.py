@@ -8,11 +8,8 @@ pairs, masks by NumPy, crops reassembled with NaN, CLAHE by scikit-image.  About
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +27,7 @@ from pointseg.preprocess import Prepared, prepare, resample_linear, resample_nea
 from pointseg.procedure import draw_points, terms_named
 from pointseg.profiles import CLASSROOM, EXTENT_RADIUS_MM, THESIS, Profile
 from pointseg.slices import SliceDataset, cut_crops
-from pointseg.train import endless_batches, training_step
+from pointseg.train import training_step
 from pointseg.volume import UNLABELLED, Geometry, Volume
 
 PX = THESIS.input_px
@@ -141,8 +138,7 @@ def scan_of(slices: int) -> Volume:
 
 def full_width_model() -> Model:
     torch.manual_seed(0)
-    return Model(FCN8VGG16(6).to(device(), memory_format=torch.channels_last).eval(), "sagittal", THESIS.grid_mm, PX,
-                 "thesis", 0, {})
+    return Model(FCN8VGG16(6).to(device(), memory_format=torch.channels_last).eval(), "sagittal", THESIS.grid_mm, PX)
 
 
 def segment_by_published(network: nn.Module, volume: Volume) -> np.ndarray:
@@ -166,18 +162,6 @@ def segment(report: Report, slices: int) -> None:
                lambda: model.segment(prepare(volume, THESIS.grid_mm), volume.image.shape),
                [Other("published layout, NaN, scikit-image", lambda: segment_by_published(published, volume), 6)],
                rounds=1, warm_up=False)
-    peaks = {n: float(subprocess.run([sys.executable, __file__, "--peak", str(n)], capture_output=True, text=True,
-                                     check=True).stdout) for n in (slices, 4 * slices)}
-    report.line("  peak memory of the process", ", ".join(f"{n} slices {mb:.0f} MB" for n, mb in peaks.items()),
-                peak_mb=peaks)
-
-
-def print_peak(slices: int) -> None:
-    """In a process of its own (Linux), beyond what the scan and its mask take: 5 bytes a voxel."""
-    model, volume = full_width_model(), scan_of(slices)
-    model.segment(prepare(volume, THESIS.grid_mm), volume.image.shape)
-    status = Path("/proc/self/status").read_text()  # unlike getrusage, without what the parent process had
-    print(int(status.partition("VmHWM:")[2].split()[0]) / 1024 - volume.image.size * 5 / 2**20)
 
 
 def loader(report: Report) -> None:
@@ -197,7 +181,7 @@ def waiting(profile: Profile, axis: str, steps: int) -> tuple[float, float]:
                            sparse=True, radius_mm=EXTENT_RADIUS_MM)
     network = replace(profile, imagenet=False).network(num_classes, 0).to(device(), memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=True)
-    batches, terms, times = endless_batches(dataset, profile.weak.batch, 0), terms_named(profile.terms, profile), []
+    batches, terms, times = dataset.batches(profile.weak.batch, 0), terms_named(profile.terms, profile), []
     for i in range(steps + 3):
         start = time.perf_counter()
         batch = next(batches)
@@ -214,11 +198,7 @@ def main() -> None:
     p.add_argument("--only", nargs="+", choices=list(parts), default=list(parts), metavar="WORD",
                    help=f"some of {', '.join(parts)}")
     p.add_argument("--slices", type=int, default=24, help="sagittal slices of the scan to segment (default 24)")
-    p.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     o = p.parse_args()
-    if o.peak:
-        print_peak(o.peak)
-        return
     report = Report("network")
     for part in o.only:
         parts[part](report)

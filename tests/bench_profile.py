@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pointseg.datasets.manifest import read_manifest
-from pointseg.datasets.split import names_of, split_without_flaws
+from pointseg.datasets.split import split_without_flaws
 from pointseg.procedure import prepare_split, train_full
 from pointseg.profiles import CLASSROOM
 from pointseg.report.scores import evaluate_model
-from pointseg.slices import Augmentation, Labelled
+from pointseg.slices import Augmentation
 
 VARIANTS = {
     "classroom": CLASSROOM,
@@ -45,8 +45,7 @@ def main() -> None:
         profile = VARIANTS[name]
         scans = prepare_split(split, profile)
         start = time.monotonic()
-        model, history = train_full([Labelled(scan, scan.mask) for scan in scans.train], scans.validation, "sagittal",
-                                    profile, o.seed, names_of(split), name)
+        model, history = train_full(scans.train, scans.validation, "sagittal", profile, o.seed)
         seconds, scores = time.monotonic() - start, evaluate_model(model, split.test)
         print(f"{name:<30}{seconds:>9.0f}{scores.dice_wi:>9.3f}{scores.dice_wi_prepared:>10.3f}"
               f"{history.best_validation:>12.3f}", flush=True)

@@ -4,7 +4,7 @@
 
 Each count trains in a process of its own, whose peak (VmHWM, Linux) counts everything: libraries, network, files
 mapped.  Scans are small synthetic ones, distinct in every voxel; preparing them takes a minute.  The processes take
-turns, twice, since the machine's speed drifts; the time is the median step's of both turns.
+turns, twice, since the machine's speed drifts; the time is the mean of both turns' median steps.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -23,26 +22,27 @@ from pointseg.datasets.manifest import read_manifest
 from pointseg.datasets.phantom import write_phantoms
 from pointseg.procedure import draw_points, terms_named
 from pointseg.profiles import CLASSROOM, EXTENT_RADIUS_MM
-from pointseg.runs.cache import prepared_case
+from pointseg.runs.volumes import prepare_into
 from pointseg.slices import SliceDataset
-from pointseg.train import batch_numbers, draw_move, endless_batches, training_step
+from pointseg.train import Watch, training_step
 
 PROFILE = CLASSROOM
 
 
 def train(folder: Path, count: int, steps: int) -> None:
     """Prints the peak in MB and the median step in ms."""
-    scans = [prepared_case(case, PROFILE.grid_mm, folder / "cache") for case in read_manifest(folder / "scans")[:count]]
+    prepared = prepare_into(folder / "cache")
+    scans = [prepared(case, PROFILE.grid_mm) for case in read_manifest(folder / "scans")[:count]]
     dataset = SliceDataset(draw_points(scans, 0), "sagittal", 6, PROFILE.input_px, PROFILE.augmentation, 0, sparse=True,
                            radius_mm=EXTENT_RADIUS_MM)
     network = PROFILE.network(6, 0).to(memory_format=torch.channels_last)
-    optimizer, moves = torch.optim.Adam(network.parameters(), 1e-3, fused=True), np.random.default_rng(0)
-    terms, seconds = terms_named(PROFILE.terms, PROFILE), []
-    batches = endless_batches(dataset, PROFILE.weak.batch, 0)
-    for numbers, _ in zip(batch_numbers(len(dataset), PROFILE.weak.batch, 0), range(steps)):
+    optimizer, terms, seconds = torch.optim.Adam(network.parameters(), 1e-3), terms_named(PROFILE.terms, PROFILE), []
+    batches = Watch().steps(dataset, PROFILE.weak.batch, 0)(0)
+    for _ in range(steps):
         start = time.perf_counter()
-        training_step(network, next(batches), draw_move(moves), terms, optimizer)["total"].item()
-        if len(numbers) == PROFILE.weak.batch:  # an epoch's last one may be smaller, and few scans have many epochs
+        batch, move = next(batches)
+        training_step(network, batch, move, terms, optimizer)["total"].item()
+        if len(batch[0]) == PROFILE.weak.batch:  # an epoch's last one may be smaller, and few scans have many epochs
             seconds.append(time.perf_counter() - start)
     status = Path("/proc/self/status").read_text()
     print(int(status.partition("VmHWM:")[2].split()[0]) / 1024, 1e3 * statistics.median(seconds))
@@ -61,21 +61,18 @@ def main() -> None:
         folder = Path(name)
         write_phantoms(folder / "scans", max(o.scans), 0, spacing_mm=3.0)
         for case in tqdm(read_manifest(folder / "scans"), "preparing", unit="scan"):
-            prepared_case(case, PROFILE.grid_mm, folder / "cache")
+            prepare_into(folder / "cache")(case, PROFILE.grid_mm)
         size_mb = sum(f.stat().st_size for f in (folder / "cache").iterdir()) / 2**20
         print(f"{max(o.scans)} scans of 3 mm, prepared for a grid of {PROFILE.grid_mm:g} mm: {size_mb:.0f} MB of files")
-        peaks, steps = {n: [] for n in o.scans}, {n: [] for n in o.scans}
-        for _ in range(2):
-            for n in o.scans:
-                said = subprocess.run([sys.executable, __file__, "--steps", str(o.steps), "--train", name, str(n)],
-                                      check=True, capture_output=True, text=True).stdout
-                peak, step = map(float, said.split()[-2:])
-                peaks[n].append(peak)
-                steps[n].append(step)
+        found = {n: [] for n in o.scans}
+        for n in 2 * o.scans:
+            said = subprocess.run([sys.executable, __file__, "--steps", str(o.steps), "--train", name, str(n)],
+                                  check=True, capture_output=True, text=True).stdout
+            found[n].append([float(x) for x in said.split()[-2:]])
+        peaks, steps = ({n: sum(turn[i] for turn in found[n]) / 2 for n in o.scans} for i in (0, 1))
         for n in o.scans:
-            peak, step = max(peaks[n]), statistics.median(steps[n])
-            print(f"{n:>5} scans: peak {peak:.0f} MB ({peak / max(peaks[o.scans[0]]) - 1:+.1%}, asked: within 10%), "
-                  f"step {step:.1f} ms ({step / statistics.median(steps[o.scans[0]]) - 1:+.1%}, asked: within 5%)")
+            print(f"{n:>5} scans: peak {peaks[n]:.0f} MB ({peaks[n] / peaks[o.scans[0]] - 1:+.1%}, asked: within 10%), "
+                  f"step {steps[n]:.1f} ms ({steps[n] / steps[o.scans[0]] - 1:+.1%}, asked: within 5%)")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pointseg.datasets.manifest import read_manifest
-from pointseg.datasets.split import names_of, split_without_flaws
+from pointseg.datasets.split import split_without_flaws
 from pointseg.fusion import pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.metrics import weighted_dice
@@ -48,11 +48,11 @@ def main() -> None:
         scans = prepare_split(split, profile)
         points = draw_points(scans.train, seed)
         for letters in o.terms:
-            models = {axis: train_weak(points, scans.validation, axis, profile, seed, terms_named(letters, profile),
-                                       names_of(split))[0] for axis in AXES}
+            models = {axis: train_weak(points, scans.validation, axis, profile, seed,
+                                       terms_named(letters, profile))[0] for axis in AXES}
             parts = {name: [hard_predictions(models, scan) for scan in getattr(scans, name)]
-                     for name in ("train", "validation", "test")}
-            denoise, erosion = choose_smoothing(parts["validation"], scans.validation)
+                     for name in ("train", "test")}
+            denoise, erosion = choose_smoothing(models, scans.validation)
             weak = [pooled([(known_truth(s.mask, model.num_classes), q[axis])
                             for s, q in zip(scans.test, parts["test"])], model.num_classes)
                     for axis, model in models.items()]

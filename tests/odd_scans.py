@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from pointseg import profiles
 from pointseg.commands import main as cli
-from pointseg.predict import Model, logits_of_slices
+from pointseg.predict import Model
 from pointseg.preprocess import prepare
 from pointseg.runs.models import save_model
 from pointseg.scans.volumes import read_volume
@@ -96,9 +96,10 @@ def model(tmp_path_factory) -> Path:
     scan = prepare(read_volume(save(folder / "scan.mha")), TINY.grid_mm)
     with torch.no_grad():
         network.skips["pool2"].weight *= 30
-        logits = np.concatenate([crops for crops, _ in logits_of_slices(network, scan, "sagittal", 192)])
+        model = Model(network, "sagittal", TINY.grid_mm, 192)
+        logits = np.concatenate([crops for crops, _ in model.logits(scan)])
         network.skips["pool2"].bias -= torch.from_numpy(np.median(logits, axis=(0, 1, 3, 4)))
-    save_model(folder / "random.pt", Model(network, "sagittal", TINY.grid_mm, 192, "tiny", 0, {}))
+    save_model(folder / "random.pt", model)
     return folder / "random.pt"
 
 

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from tiny import TERMS, schedule_of, tiny_dataset, tiny_network, tiny_scan
+from tiny import TERMS, schedule_of, tiny_network, tiny_scan, tiny_training
 
-from pointseg.losses import Move, point_term
+from pointseg.losses import Move
 from pointseg.network import autocast
-from pointseg.predict import predict_labels, validation_score
-from pointseg.train import endless_batches, fit, training_step
-from pointseg.volume import ScanError
+from pointseg.predict import Model
+from pointseg.runs.checkpoint import Checkpoints
+from pointseg.train import training_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU is here")
 GPU = torch.device("cuda")
+SCHEDULE = schedule_of(rounds=(4,), learning_rate=3e-3, round_steps=10)
 
 
 def batch_on_gpu(slices: int = 4) -> tuple[torch.Tensor, ...]:
@@ -23,19 +24,15 @@ def batch_on_gpu(slices: int = 4) -> tuple[torch.Tensor, ...]:
         torch.from_numpy(rng.random((slices, 6, 64, 32)) < 0.5)))
 
 
-@pytest.mark.parametrize("micro_batch", [None, 2])
 @pytest.mark.parametrize("batch_norm", [True, False], ids=["norm", "plain"])
-def test_nothing_in_a_step_waits_for_the_gpu(batch_norm, micro_batch):
+def test_nothing_in_a_step_waits_for_the_gpu(batch_norm):
     """torch raises at every hidden synchronisation."""
-    if batch_norm and micro_batch:
-        pytest.skip("a batch with batch norm is not divided")
     network = tiny_network(batch_norm, 6).to(GPU, memory_format=torch.channels_last)
     optimizer, batch = torch.optim.Adam(network.parameters(), fused=True), batch_on_gpu()
     for warm in (True, False):
         torch.cuda.set_sync_debug_mode("default" if warm else "error")
         try:
-            values = training_step(network, batch, Move(True, 1), TERMS, optimizer, torch.ones(6, device=GPU),
-                                   micro_batch=micro_batch)
+            values = training_step(network, batch, Move(True, 1), TERMS, optimizer, torch.ones(6, device=GPU))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert all(torch.isfinite(v) for v in values.values())
@@ -51,32 +48,34 @@ def test_mixed_precision_and_channels_last():
     assert seen["out"].dtype == (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_arrive_as_they_were_made(workers):
-    here, there = endless_batches(tiny_dataset(), 5, 3), endless_batches(tiny_dataset(), 5, 3, 0, workers, GPU)
-    for _ in range(5):
-        assert all(x.device.type == "cuda" and torch.equal(x.cpu(), y) for x, y in zip(next(there), next(here)))
-
-
-def test_training_learns_on_a_gpu_and_agrees_with_its_inference():
+def test_training_learns_on_a_gpu_and_agrees_with_its_inference(tmp_path):
     network = tiny_network().to(GPU)
-    history = fit(network, tiny_dataset(), [(1.0, point_term)], schedule_of(rounds=(4,), learning_rate=3e-3,
-                                                                            round_steps=10),
-                  lambda n: validation_score(n, [tiny_scan(2)], "sagittal", 32), 7, workers=2)
+    history, _ = tiny_training(SCHEDULE, Checkpoints("training", tmp_path, workers=2), network)
     assert history.best_validation > 0.8
-    on_gpu, on_cpu = (predict_labels(network.to(where), tiny_scan(2), "sagittal", 32) for where in (GPU, "cpu"))
+    on_gpu, on_cpu = (Model(network.to(where), "sagittal", 1.0, 32).labels(tiny_scan(2)) for where in (GPU, "cpu"))
     assert (on_gpu == on_cpu).mean() > 0.98
 
 
-@pytest.mark.parametrize("batch_norm", [True, False], ids=["norm", "plain"])
-def test_real_lack_of_memory(batch_norm):
-    """A process that may use little of the GPU: trained in pieces, or with activations on the CPU, or told why not."""
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(64 * 2**20 / torch.cuda.get_device_properties(0).total_memory)
-    try:
-        fit(tiny_network(batch_norm).to(GPU), tiny_dataset(), [(1.0, point_term)], schedule_of(rounds=(1,)),
-            lambda n: 0.0, 3)
-    except ScanError as error:
-        assert "out of memory" in str(error)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+def test_a_training_goes_on_on_a_gpu(tmp_path):
+    """Broken off in its second round: the first is not repeated, the random numbers are those of the GPU."""
+    class BrokenOff(Checkpoints):
+        def due(self, least_s):
+            return True
+
+        def after_step(self, training):
+            super().after_step(training)
+            if training.step == 13:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_training(SCHEDULE, BrokenOff("training", tmp_path), tiny_network().to(GPU))
+    kept = Checkpoints("training", tmp_path).read()
+    assert kept["step"] == 13 and kept["generator"].shape == torch.cuda.get_rng_state().shape
+    history, _ = tiny_training(SCHEDULE, Checkpoints("training", tmp_path), tiny_network().to(GPU))
+    assert history.rounds[0].seconds == kept["history"]["rounds"][0]["seconds"] and len(history.rounds) == 4
+
+
+def test_torchs_word_for_no_room_is_the_one_that_the_command_line_knows():
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(2**44, device=GPU)
+    assert type(found.value).__name__ == "OutOfMemoryError"

@@ -1,15 +1,13 @@
 """FCN8 on VGG16: torchvision's names and weights, and the forward pass once more in plain functions."""
 
-import hashlib
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pointseg.network import FCN8VGG16, Pool, WindowLinear, autocast, for_inference
-from pointseg.runs.weights import load_imagenet
-from pointseg.volume import ScanError
+from pointseg.network import FCN8VGG16, Pool, WindowLinear, autocast, for_inference, load_vgg16
+from pointseg.runs.weights import read_imagenet
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights" / "vgg16_features_imagenet.pth"
 
@@ -53,56 +51,19 @@ def test_names_and_shapes_are_torchvisions(batch_norm):
     with torch.device("meta"):
         network = FCN8VGG16(6, batch_norm=batch_norm)
     assert shapes_of(network.state_dict()) == expected_shapes(batch_norm)
-
-
-def test_fully_connected_layers_keep_their_indices():
-    """classifier.0 is torchvision's (4096, 25088) linear layer over 512 maps of 7 x 7, classifier.3 the next."""
-    with torch.device("meta"):
-        classifier = shapes_of(FCN8VGG16(6).state_dict(), "classifier.")
-    assert classifier == {"classifier.0.weight": (4096, 512, 7, 7), "classifier.0.bias": (4096,),
-                          "classifier.3.weight": (4096, 4096, 1, 1), "classifier.3.bias": (4096,)}
-    assert 512 * 7 * 7 == 25088
+    assert shapes_of(network.state_dict(), "classifier.") == {  # torchvision's matrices over 512 maps of 7 x 7
+        "classifier.0.weight": (4096, 512, 7, 7), "classifier.0.bias": (4096,),
+        "classifier.3.weight": (4096, 4096, 1, 1), "classifier.3.bias": (4096,)}
 
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="the ImageNet weights (../shared/weights) are not here")
-def test_imagenet_weights_load():
-    state = torch.load(WEIGHTS, weights_only=True)
-    network = FCN8VGG16(6, hidden=8)
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    assert unexpected == []
-    assert not [name for name in missing if name.startswith("features.")]
+def test_imagenets_weights_are_taken_and_what_the_file_lacks_is_named():
+    """The file holds the convolutions alone."""
+    state, network = torch.load(WEIGHTS, weights_only=True), FCN8VGG16(6, hidden=8)
     assert shapes_of(state) == expected_shapes(batch_norm=False)
-    for name, x in network.state_dict().items():
-        if name in state:
-            assert (x == state[name]).all()
-
-
-@pytest.mark.skipif(not WEIGHTS.is_file(), reason="the ImageNet weights (../shared/weights) are not here")
-def test_load_imagenet_names_what_the_file_lacks():
-    """The file holds the convolutions alone.  A network with norms has other shapes under these names."""
-    network, state = FCN8VGG16(2, hidden=8), torch.load(WEIGHTS, weights_only=True)
-    assert load_imagenet(network, WEIGHTS) == ["classifier.0", "classifier.3"]
-    for name, x in network.features.state_dict(prefix="features.").items():
-        assert (x == state[name]).all() and x.dtype == torch.float32
-    with pytest.raises(ScanError, match="vgg16_features_imagenet.*without batch norm"):
-        load_imagenet(FCN8VGG16(2, batch_norm=True, hidden=8), WEIGHTS)
-
-
-@pytest.mark.parametrize("content", [b"", b"no weights", {"other": torch.zeros(1)}, [1, 2]], ids=str)
-def test_load_imagenet_refuses(tmp_path, content):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ScanError, match=r"weights\.pth.*expected"):
-        load_imagenet(small(), path)
-    with pytest.raises(ScanError, match=r"none\.pth.*--imagenet"):
-        load_imagenet(small(), tmp_path / "none.pth")
-
-
-@pytest.mark.parametrize("num_classes", [2, 6])
-@pytest.mark.parametrize("size", [(32, 32), (32, 96), (160, 64)])
-def test_logits_for_every_pixel(size, num_classes):
-    logits = small(num_classes)(torch.rand(2, 3, *size))
-    assert logits.shape == (2, num_classes, *size) and logits.dtype == torch.float32
+    assert load_vgg16(network, read_imagenet(WEIGHTS)) == ["classifier.0", "classifier.3"]
+    assert all(torch.equal(x, state[f"features.{name}"]) for name, x in network.features.state_dict().items())
+    assert all((p == 0).all() for name, p in network.named_parameters() if name.startswith(("score", "skips")))
 
 
 def oracle(state, x: torch.Tensor, batch_norm: bool, finest_pool: int) -> torch.Tensor:
@@ -132,29 +93,13 @@ def oracle(state, x: torch.Tensor, batch_norm: bool, finest_pool: int) -> torch.
 
 
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "norm"])
-@pytest.mark.parametrize("finest_pool", [2, 3, 4])
+@pytest.mark.parametrize("finest_pool", [2, 3, 4, 5])
 def test_forward_equals_plain_functions(batch_norm, finest_pool):
     network, x = small(batch_norm=batch_norm, finest_pool=finest_pool), torch.rand(2, 3, 64, 96)
     with torch.no_grad():
         expected = oracle(network.state_dict(), x, batch_norm, finest_pool)
         assert expected.std() > 0.1
         torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
-
-
-@pytest.mark.parametrize("finest_pool, skips", [(5, []), (4, ["pool4"]), (3, ["pool4", "pool3"]),
-                                                (2, ["pool4", "pool3", "pool2"])])
-def test_finest_pool(finest_pool, skips):
-    """5 is FCN32, 4 FCN16, 3 FCN8.  With the deeper scores silenced, a pool's pixel answers for 2^pool pixels."""
-    network = small(finest_pool=finest_pool)
-    assert list(network.skips) == skips
-    channels = {"pool4": 32, "pool3": 16, "pool2": 8}  # 512, 256, 128 sixteenths
-    assert [network.skips[name].in_channels for name in skips] == [channels[name] for name in skips]
-    with torch.no_grad():
-        for layer in (network.score, *(network.skips[name] for name in skips[:-1])):
-            layer.weight.zero_(), layer.bias.zero_()
-        answer = network(torch.randn(1, 3, 64, 64))
-    coarse = F.avg_pool2d(answer[..., 32:, 32:], 2**finest_pool)
-    assert (coarse.std() > 0.01) == bool(skips)
 
 
 @pytest.mark.parametrize("size, kernel", [((11, 11), 7), ((2, 5), 7), ((1, 1), 7), ((4, 3), 1)])
@@ -185,44 +130,3 @@ def test_inference_equals_the_network(batch_norm):
     found = for_inference(network)(x)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2 * expected.std().item())
-
-
-def test_dropout_only_in_training():
-    network, x = small(), torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        assert (network(x) == network(x)).all()
-        network.train()
-        assert (network(x) != network(x)).any()
-
-
-def test_config_builds_it_again():
-    network = small(num_classes=2, batch_norm=True, finest_pool=2)
-    again = FCN8VGG16(**network.config)
-    again.load_state_dict(network.state_dict())
-    assert again.config == network.config
-
-
-@pytest.mark.parametrize("damage", [False, True])
-def test_download_is_checked_by_its_hash(tmp_path, monkeypatch, damage):
-    """torch.hub's own download code, from a file in the server's place."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    served, network = tmp_path / "vgg16.pth", small()
-    torch.save({name: torch.full_like(p, 0.5) for name, p in network.state_dict().items()
-                if "features" in name}, served)
-    digest = hashlib.sha256(served.read_bytes()).hexdigest()
-    named = served.rename(tmp_path / f"vgg16-{'0' * 8 if damage else digest[:8]}.pth")
-    monkeypatch.setattr("pointseg.runs.weights.IMAGENET_URL", named.as_uri())
-    if damage:
-        with pytest.raises(ScanError, match="invalid hash"):
-            load_imagenet(network)
-    else:
-        load_imagenet(network)
-        assert (network.features[0].weight == 0.5).all()
-        assert all((p == 0).all() for name, p in network.named_parameters() if name.startswith(("score", "skips")))
-
-
-def test_no_network_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("pointseg.runs.weights.IMAGENET_URL", (tmp_path / "missing-00000000.pth").as_uri())
-    with pytest.raises(ScanError, match="--imagenet FILE.*--imagenet none"):
-        load_imagenet(small())

@@ -18,15 +18,6 @@ def blocks() -> np.ndarray:
     return mask
 
 
-def test_counts_by_hand():
-    labels = sample_points(blocks(), np.random.default_rng(0))
-    assert labels.dtype == np.uint8 and labels.shape == (20, 16, 4)
-    counts = [{k: int((plane == k).sum()) for k in (0, 1, 3, 5)} for plane in np.moveaxis(labels, 2, 0)]
-    both = {0: 5, 1: 6, 3: 3, 5: 0}  # three in each of L1's components
-    assert counts == [{0: 5, 1: 0, 3: 0, 5: 0}, both, both, {0: 5, 1: 0, 3: 0, 5: 2}]
-    assert np.isin(labels, (0, 1, 3, 5, UNLABELLED)).all()
-
-
 @pytest.mark.parametrize("per_instance, background", [(1, 0), (3, 5), (7, 11)])
 def test_points_lie_in_their_class_and_every_component_has_its_share(per_instance, background):
     mask = blocks()

@@ -9,10 +9,10 @@ from torch import nn
 
 from pointseg.kernels import resample_argmax
 from pointseg.network import FCN8VGG16
-from pointseg.predict import Model, predict, predict_labels, segment
+from pointseg.predict import Model
 from pointseg.preprocess import Prepared
-from pointseg.runs.models import load_model, save_model
-from pointseg.slices import AXES, slice_stack
+from pointseg.runs.models import load_model, load_split, save_model
+from pointseg.slices import AXES
 
 
 def scan_of(shape: tuple[int, int, int], seed: int = 0, spacing_mm=(1.0, 1.0, 1.0)) -> Prepared:
@@ -28,6 +28,8 @@ def decided(scores: np.ndarray, by: float = 1e-4) -> np.ndarray:
 class Echo(nn.Module):
     """Its logits are its input: the previous, the own and the next slice."""
 
+    config = {"num_classes": 3}
+
     def __init__(self):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(()))
@@ -36,10 +38,14 @@ class Echo(nn.Module):
         return 4 * self.gain * x
 
 
+def echo(axis: str) -> Model:
+    return Model(Echo(), axis, grid_mm=1.0, input_px=32)
+
+
 @pytest.mark.parametrize("axis, crops", [("transverse", 5), ("coronal", 1), ("coronal", 5), ("coronal", 100),
                                          ("sagittal", 5)])
-@pytest.mark.parametrize("shape", [(9, 20, 30), (50, 40, 45), (40, 10, 33), (64, 32, 63)],
-                         ids=["smaller", "larger", "mixed", "multiples"])
+@pytest.mark.parametrize("shape", [(9, 20, 30), (50, 40, 45), (40, 10, 33), (64, 32, 63), (80, 32, 5)],
+                         ids=["smaller", "larger", "mixed", "multiples", "more than twice"])
 def test_predict_puts_every_voxel_back(shape, axis, crops, monkeypatch):
     """For a network that works pixel by pixel, slicing, cropping and averaging must leave no trace."""
     monkeypatch.setattr("pointseg.predict.BATCH_PX", crops * 32 * 32)  # so many at once
@@ -49,30 +55,25 @@ def test_predict_puts_every_voxel_back(shape, axis, crops, monkeypatch):
     neighbours = [[i if 0 <= i < n else i - offset for i in np.arange(n) + offset] for offset in (-step, 0, step)]
     logits = np.stack([scan.image.take(i, number) for i in neighbours]) / 255 * 4
     expected = np.exp(logits) / np.exp(logits).sum(0)
-    found = predict(Echo(), scan, axis, input_px=32)
+    found = echo(axis).probabilities(scan)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    labels = predict_labels(Echo(), scan, axis, input_px=32)
+    labels = echo(axis).labels(scan)
     assert labels.dtype == np.uint8 and labels.flags.c_contiguous
     assert (labels == logits.argmax(0))[decided(logits)].all()
-
-
-def test_predict_covers_slices_over_twice_the_input():
-    """Four corners leave a gap in the middle of such a slice: what the network never saw must not become a class."""
-    scan = scan_of((80, 32, 3))
-    found = predict(Echo(), scan, "sagittal", input_px=32)
-    logits = np.stack([slice_stack(scan.image, 2, i, 1.0) for i in range(3)], -1) / 255 * 4
-    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(0), atol=1e-5)
+    assert (echo(axis).slice_labels(scan, 3) == labels.take(3, number)).all()
 
 
 def test_predict_averages_logits_where_crops_overlap():
     """Crops at columns 0 and 16 of a slice of 48: a network that answers with its own column gives x, and x - 16."""
     class Columns(Echo):
+        config = {"num_classes": 2}
+
         def forward(self, x):
             column = torch.arange(32.0).expand(len(x), 1, 32, 32) / 32
             return torch.cat([torch.zeros_like(column), column], 1)
 
-    found = predict(Columns(), scan_of((32, 48, 1)), "sagittal", 32)[1, 0, :, 0]
+    found = Model(Columns(), "sagittal", 1.0, 32).probabilities(scan_of((32, 48, 1)))[1, 0, :, 0]
     x = np.arange(48)
     mean = np.where(x < 16, x, np.where(x < 32, x - 8, x - 16)) / 32
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-mean)), atol=1e-5)
@@ -85,8 +86,8 @@ def test_predict_averages_logits_where_crops_overlap():
                          ids=["finer", "coarser", "the same", "both"])
 def test_segment_is_the_resampled_argmax(axis, target):
     scan = scan_of((20, 24, 28))
-    probabilities = predict(Echo(), scan, axis, input_px=32)
-    found = segment(Echo(), scan, axis, 32, target)
+    probabilities = echo(axis).probabilities(scan)
+    found = echo(axis).segment(scan, target)
     assert found.dtype == np.uint8 and found.shape == target and found.flags.c_contiguous
     expected = resample_argmax(probabilities, target)
     differ = found != expected
@@ -96,8 +97,7 @@ def test_segment_is_the_resampled_argmax(axis, target):
 
 
 @pytest.mark.parametrize("function", [
-    lambda network, scan: predict_labels(network, scan, "transverse", 32),
-    lambda network, scan: segment(network, scan, "transverse", 32, (2 * len(scan.image), 64, 64)),
+    lambda model, scan: model.labels(scan), lambda model, scan: model.segment(scan, (2 * len(scan.image), 64, 64)),
 ], ids=["labels", "segment"])
 def test_memory_does_not_grow_with_the_number_of_slices(function, monkeypatch):
     """Beyond the result itself.  NumPy reports its arrays to tracemalloc; torch's are those of a batch."""
@@ -105,10 +105,10 @@ def test_memory_does_not_grow_with_the_number_of_slices(function, monkeypatch):
 
     def peak(count: int) -> int:
         scan = scan_of((count, 32, 32))
-        function(Echo(), scan)  # compile
+        function(echo("transverse"), scan)  # compile
         tracemalloc.start()
         try:
-            result = function(Echo(), scan)
+            result = function(echo("transverse"), scan)
             return tracemalloc.get_traced_memory()[1] - 2 * result.nbytes  # once as slices, once as a volume
         finally:
             tracemalloc.stop()
@@ -122,7 +122,7 @@ def test_a_network_keeps_its_weights_through_inference():
     torch.manual_seed(0)
     network = FCN8VGG16(3, width=1 / 16, hidden=8)
     before = {name: x.clone() for name, x in network.state_dict().items()}
-    predict(network, scan_of((8, 32, 32)), "transverse", 32)
+    Model(network, "transverse", 1.0, 32).probabilities(scan_of((8, 32, 32)))
     assert all(torch.equal(x, before[name]) and x.dtype == torch.float32 for name, x in network.state_dict().items())
     assert all(p.requires_grad and not p.is_inference() for p in network.parameters())
     network(torch.rand(1, 3, 32, 32)).mean().backward()
@@ -130,9 +130,33 @@ def test_a_network_keeps_its_weights_through_inference():
 
 def test_a_model_answers_alike_before_and_after_its_file(tmp_path):
     torch.manual_seed(0)
-    model = Model(FCN8VGG16(6, width=1 / 16, hidden=8), "coronal", 1.0, 32, "tiny", 0, {})
-    save_model(tmp_path / "model.pt", model)
+    model = Model(FCN8VGG16(6, width=1 / 16, hidden=8), "coronal", 1.0, 32, ("CT", "MR"))
+    save_model(tmp_path / "model.pt", model, {"train": ["a/1"]})
+    assert load_split(tmp_path / "model.pt") == {"train": ["a/1"]}
     again, scan = load_model(tmp_path / "model.pt"), scan_of((20, 24, 28))
-    assert (again.labels(scan) == model.labels(scan)).all()
+    assert (again.axis, again.grid_mm, again.input_px, again.modalities) == ("coronal", 1.0, 32, ("CT", "MR"))
+    assert not again.network.training and (again.labels(scan) == model.labels(scan)).all()
     assert (again.segment(scan, (10, 30, 28)) == model.segment(scan, (10, 30, 28))).all()
     assert (model.labels(scan) == model.probabilities(scan).argmax(0)).mean() > 0.999
+
+
+# --- the score that training watches ---
+
+@pytest.mark.parametrize("num_classes, expected", [(3, (1 / 2 * 2 / 3 + 2 / 4 + 0) / (1 / 2 + 1 + 1)),
+                                                   (2, (2 / 3 + 4 / 5) / 2)])
+def test_score_by_hand(num_classes, expected):
+    """Truth 0 0 1 2 by quarters of a scan, answers 0 1 1 1.  With two classes, 1 and 2 are vertebra alike.
+
+    3 classes: Dice 2/3, 2/4 and 0, weights 1/2, 1, 1.  2 classes: Dice 2/3 and 4/5, weights 1 and 1.
+    """
+    mask = np.repeat(np.array([0, 0, 1, 2], np.uint8), 8)[:, None, None] * np.ones((1, 32, 2), np.uint8)
+    scan = Prepared(np.zeros_like(mask), mask, (1.0, 1.0, 1.0), "quarters")
+
+    class Answer(Echo):
+        config = {"num_classes": num_classes}
+
+        def forward(self, x):
+            one = (torch.arange(32) >= 8).float()[:, None].expand(len(x), 1, 32, 32)
+            return torch.cat([1 - one, one] + [torch.zeros_like(one)] * (num_classes - 2), 1)
+
+    assert Model(Answer(), "sagittal", 1.0, 32).score([scan, scan]) == pytest.approx(expected)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from pointseg.points import Points
 from pointseg.preprocess import Prepared
 from pointseg.slices import (
     AXES,
     Augmentation,
-    Labelled,
     SliceDataset,
+    batch_numbers,
     crop_corners,
     cut_crops,
     input_size,
@@ -31,8 +32,13 @@ def scan_of(shape: tuple[int, int, int], seed: int = 0, spacing_mm=(1.0, 1.0, 1.
 
 def dataset_of(labels: np.ndarray, axis: str = "sagittal", num_classes: int = 6, input_px: int = 32,
                augmentation: Augmentation = PLAIN, seed: int = 0, **options) -> SliceDataset:
-    return SliceDataset([Labelled(scan_of(labels.shape), labels)], axis, num_classes, input_px, augmentation, seed,
+    return SliceDataset([labelled(labels, options.get("sparse"))], axis, num_classes, input_px, augmentation, seed,
                         **options)
+
+
+def labelled(labels: np.ndarray, sparse: bool = False, spacing_mm=(1.0, 1.0, 1.0)) -> Prepared | Points:
+    scan = scan_of(labels.shape, spacing_mm=spacing_mm)
+    return Points.of(scan, labels) if sparse else scan.with_mask(labels)
 
 
 def padded(plane: np.ndarray, size: tuple[int, int], value: float) -> np.ndarray:
@@ -53,12 +59,6 @@ def test_slice_stack(axis, plane, spacing_mm, step):
         neighbours = [i if 0 <= i < volume.shape[axis] else index for i in (index - step, index, index + step)]
         expected = np.stack([plane(volume, i) for i in neighbours])
         assert (slice_stack(volume, axis, index, spacing_mm) == expected).all()
-
-
-def test_the_edge_repeats_the_slice_itself():
-    volume = np.array([10, 20, 30]).reshape(3, 1, 1)
-    assert [slice_stack(volume, 0, i, 1.0).ravel().tolist() for i in range(3)] == [[10, 10, 20], [10, 20, 30],
-                                                                                  [20, 30, 30]]
 
 
 # --- crops ---
@@ -122,7 +122,7 @@ def test_slices_without_labels_are_left_out():
     labels[2, 3, 4], labels[5, 3, 7] = 0, 1
     assert dataset_of(labels, "sagittal").index == [(0, 4), (0, 7)]
     assert dataset_of(labels, "coronal").index == [(0, 3)]
-    scans = [Labelled(scan_of(labels.shape), x) for x in (np.full_like(labels, UNLABELLED), labels)]
+    scans = [labelled(x) for x in (np.full_like(labels, UNLABELLED), labels)]
     assert SliceDataset(scans, "transverse", 6, 32, PLAIN, 0).index == [(1, 2), (1, 5)]
 
 
@@ -196,9 +196,8 @@ def test_extent_moves_with_the_image(augmentation):
     labels[18, 24], discs[:] = 2, 0
     rows, columns = np.mgrid[:40, :44]
     discs[np.hypot(rows - 18, columns - 24) < 9] = 2
-    scan = scan_of(labels.shape, spacing_mm=(2.0, 2.0, 2.0))
-    sparse, dense = (SliceDataset([Labelled(scan, x)], "sagittal", 6, 64, augmentation, 0, **options)
-                     for x, options in ((labels, {"sparse": True, "radius_mm": 18.0}), (discs, {})))
+    sparse, dense = (SliceDataset([labelled(x, sparse, (2.0, 2.0, 2.0))], "sagittal", 6, 64, augmentation, 0, sparse,
+                                  18.0 if sparse else None) for x, sparse in ((labels, True), (discs, False)))
     for epoch in range(20):
         extent, disc = sparse[epoch][2].numpy(), dense[epoch][1].numpy()
         assert extent.shape == (6, 64, 64)
@@ -253,6 +252,29 @@ def test_intensity_changes(field):
         assert image.dtype == torch.float32 and torch.isfinite(image).all() and (target == 1).all()
         changes.append((image - plain).abs().mean().item())
     assert min(changes) > 0 and 0.005 < np.mean(changes) < 0.1
+
+
+# --- batches ---
+
+def test_batches_are_whole_epochs_in_random_order():
+    """12 items in batches of 5: 5, 5, 2, each item once an epoch, numbered on; the seed decides the order."""
+    def epochs(seed):
+        batches = batch_numbers(12, 5, seed)
+        drawn = [[next(batches) for _ in range(3)] for _ in range(2)]
+        assert [[len(numbers) for numbers in epoch] for epoch in drawn] == [[5, 5, 2]] * 2
+        return [sum(epoch, []) for epoch in drawn]
+
+    first, second = epochs(0)
+    assert sorted(first) == list(range(12)) and sorted(second) == list(range(12, 24))
+    assert [n - 12 for n in second] != first and epochs(0) == [first, second] and epochs(1)[0] != first
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 7])
+def test_batches_can_start_anywhere(start):
+    dataset = dataset_of(np.ones((4, 4, 12), np.uint8), augmentation=Augmentation(shift_px=1, noise=0.1))
+    later = dataset.batches(5, 3, start)
+    for i, of_all in zip(range(start + 7), dataset.batches(5, 3)):
+        assert i < start or all(map(torch.equal, of_all, next(later)))
 
 
 # --- crops for inference ---

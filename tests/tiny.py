@@ -8,9 +8,11 @@ import torch
 from pointseg import profiles
 from pointseg.losses import consistency_term, extent_term, moved_point_term, point_term, separation_term
 from pointseg.network import FCN8VGG16
+from pointseg.predict import Model
 from pointseg.preprocess import Prepared
-from pointseg.slices import Augmentation, Labelled, SliceDataset
-from pointseg.train import Schedule
+from pointseg.profiles import Schedule
+from pointseg.slices import Augmentation, SliceDataset
+from pointseg.train import History, Watch, fit
 
 QUICK = Schedule(3e-3, (1, 3), (3, 1), round_steps=10, batch=4, patience=9, stop_after=9)
 TINY = dataclasses.replace(profiles.CLASSROOM, name="tiny", grid_mm=4.0, width=1 / 8, hidden=32, weak=QUICK, full=QUICK)
@@ -29,8 +31,7 @@ def tiny_scan(seed: int = 0) -> Prepared:
 
 
 def tiny_dataset(seed: int = 0) -> SliceDataset:
-    scans = [Labelled(scan, scan.mask) for scan in (tiny_scan(0), tiny_scan(1))]
-    return SliceDataset(scans, "sagittal", 3, 32, Augmentation(shift_px=1, noise=0.02), seed)
+    return SliceDataset([tiny_scan(0), tiny_scan(1)], "sagittal", 3, 32, Augmentation(shift_px=1, noise=0.02), seed)
 
 
 def tiny_network(batch_norm: bool = True, num_classes: int = 3) -> FCN8VGG16:
@@ -41,3 +42,15 @@ def tiny_network(batch_norm: bool = True, num_classes: int = 3) -> FCN8VGG16:
 def schedule_of(divisors: tuple[float, ...] = (1,), rounds: tuple[int, ...] = (20,), patience: int = 100,
                 stop_after: int = 100, learning_rate: float = 0.1, round_steps: int = 1) -> Schedule:
     return Schedule(learning_rate, divisors, rounds, round_steps, 4, patience, stop_after)
+
+
+def tiny_training(schedule: Schedule, watch: Watch | None = None,
+                  network: FCN8VGG16 | None = None) -> tuple[History, dict[str, torch.Tensor]]:
+    """A network that learns the squares.   -> its history and weights"""
+    network, watch = network or tiny_network(), watch or Watch()
+    model = Model(network, "sagittal", 1.0, 32)
+    torch.manual_seed(7)
+    history = fit(watch.take(model, tiny_scan(2)), watch.steps(tiny_dataset(), schedule.batch, 7),
+                  [(1.0, point_term), (0.1, consistency_term)], schedule, lambda: model.score([tiny_scan(2)]),
+                  watch=watch)
+    return history, network.state_dict()

@@ -25,7 +25,7 @@ from pointseg.commands import plausible
 from pointseg.predict import Model
 from pointseg.report import plot
 from pointseg.runs.models import load_model
-from pointseg.runs.parallel import take_cores
+from pointseg.runs.processes import take_cores
 from pointseg.scans.files import check_format, first_line, hash_of, whole_file, write_json
 from pointseg.scans.reading import data_files
 from pointseg.scans.volumes import read_volume, stem, write_mask

@@ -15,12 +15,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command.   -> exit status: 0 done, 1 bad input (a line on stderr says so), 2 bad usage, 130 interrupted."""
     options = parser().parse_args(arguments)
     try:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.run not in (train, evaluate):
-            raise ScanError("was started by torchrun, expected train or evaluate, which several processes can share; "
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.run is not train:
+            raise ScanError("was started by torchrun, expected train, which several processes can share; "
                             "start it without" + (", and see --at-once" if options.run is table1 else ""))
         options.run(options)
     except (ScanError, FloatingPointError) as error:  # bad input, or a loss that is no number
         print(f"pointseg {options.command}: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which would take seconds to import
+            raise
+        remedy = "train with a smaller --batch" if options.run in (table1, train) else "take a larger one"
+        print(f"pointseg {options.command}: the GPU is out of memory, expected room for the work; {remedy}",
+              file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"pointseg {options.command}: interrupted", file=sys.stderr)
@@ -57,15 +64,13 @@ def parser() -> argparse.ArgumentParser:
     p = command("train", train, "train one model along one axis", "Train one model along one axis on the training "
                 "cases of a dataset folder, from points drawn from the masks or from the masks themselves. Broken off "
                 "at any moment and started again with the same arguments, it goes on where it was. Under torchrun "
-                "several processes share each batch and the scans to validate on.")
+                "each of several processes takes an equal part of a batch, of which on CPUs batch norm sees no more.")
     data_options(p)
     p.add_argument("--axis", choices=("transverse", "coronal", "sagittal"), default="sagittal",
                    help="cut the scans along this axis (default sagittal); transverse models know 2 classes, others 6")
     p.add_argument("--labels", choices=("points", "masks"), default="points",
                    help="what the model learns from (default points)")
     training_options(p)
-    p.add_argument("--batch", type=at_least(1), metavar="N", help="slices a step, of all processes together (default: "
-                   "the profile's)")
     p.add_argument("-o", "--output", type=Path, default=Path("out/model.pt"),
                    help="the model to write (default out/model.pt); what it takes to go on lies in MODEL-training")
 
@@ -131,6 +136,8 @@ def training_options(p: argparse.ArgumentParser) -> None:
                    "S separation (default: the profile's, classroom P, thesis PCES)")
     p.add_argument("--imagenet", metavar="FILE", help="thesis profile: VGG16's ImageNet weights, or none to train from "
                    "scratch; where not given, torch.hub's download")
+    p.add_argument("--batch", type=at_least(1), metavar="N", help="slices a step, of all processes together (default: "
+                   "the profile's)")
     p.add_argument("--seed", type=at_least(0), default=0,
                    help="for the split, the points, the first weights and the order (default 0)")
     p.add_argument("--published-split", action="store_true", help="split as the sources do, where the manifest's "
@@ -141,9 +148,6 @@ def training_options(p: argparse.ArgumentParser) -> None:
                    "which all runs and processes share and which may be deleted between them (default out/cache)")
     p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that make batches (default: 0, which "
                    "means the training itself; with a GPU 4)")
-    p.add_argument("--micro-batch", type=at_least(1), metavar="N", help="slices at a time, whose gradients are added "
-                   "up to the batch's, where a GPU is too small; with batch norm what the backward pass needs waits in "
-                   "the CPU's memory instead (default: found out, by one process)")
     p.add_argument("--precision", choices=("mixed", "float32"), default="mixed", help="mixed (default): bfloat16 where "
                    "the hardware has it")
     p.add_argument("--tensorboard", action="store_true", help="write what history.csv and images/ show for TensorBoard "
@@ -154,6 +158,9 @@ def chosen_profile(options: argparse.Namespace):
     from pointseg.profiles import PROFILES
 
     profile = PROFILES[options.profile]
+    if options.batch:
+        profile = replace(profile, weak=replace(profile.weak, batch=options.batch),
+                          full=replace(profile.full, batch=options.batch))
     if options.imagenet is None:
         return profile
     if not profile.imagenet:
@@ -161,17 +168,22 @@ def chosen_profile(options: argparse.Namespace):
                         "leave it out, or take --profile thesis")
     if options.imagenet != "none" and not Path(options.imagenet).is_file():
         raise ScanError(f"{options.imagenet}: no such file, expected VGG16's ImageNet weights; check --imagenet")
-    return replace(profile, imagenet=options.imagenet != "none", imagenet_file=Path(options.imagenet))
+    return replace(profile, imagenet=options.imagenet != "none")
 
 
-def chosen_machine(options: argparse.Namespace):
+def chosen_plan(options: argparse.Namespace, folder: Path, **more):
+    """What to run, on the cases of a dataset folder; wrong options are refused before any work."""
     import torch
 
+    from pointseg.datasets.manifest import read_manifest
     from pointseg.network import set_mixed_precision
-    from pointseg.procedure import Machine
+    from pointseg.procedure import terms_named
+    from pointseg.runs.experiment import Machine, Plan
     from pointseg.runs.run import remove_leftovers
     from pointseg.scans.files import check_folder
 
+    cases, profile = read_manifest(folder, options.source), chosen_profile(options)
+    terms_named(options.terms or profile.terms, profile)
     if options.tensorboard and not find_spec("tensorboard"):
         raise ScanError("--tensorboard: its package is not installed; pip install tensorboard, or leave it out and see "
                         "history.csv and images/")
@@ -180,8 +192,10 @@ def chosen_machine(options: argparse.Namespace):
     set_mixed_precision(options.precision == "mixed")
     gpus = torch.cuda.device_count()
     workers = options.workers if options.workers is not None else min(4, (os.cpu_count() or 1) - 1) if gpus else 0
-    return Machine(options.cache, workers, options.micro_batch, getattr(options, "at_once", None) or max(1, gpus),
-                   options.tensorboard)
+    machine = Machine(options.cache, workers, getattr(options, "at_once", None) or max(1, gpus), options.tensorboard)
+    imagenet = Path(options.imagenet) if profile.imagenet and options.imagenet else None
+    return Plan(tuple(cases), profile, options.seed, machine, options.terms or "", options.published_split, imagenet,
+                **more)
 
 
 def at_least(least: int):
@@ -197,29 +211,25 @@ def at_least(least: int):
 
 
 def table1(options: argparse.Namespace) -> None:
-    from pointseg.datasets.manifest import read_manifest
     from pointseg.datasets.phantom import write_phantoms
-    from pointseg.procedure import terms_named
     from pointseg.report.table import Repeated, write_table
     from pointseg.runs.experiment import run
     from pointseg.scans.files import check_folder, write_json
 
-    profile, folder = chosen_profile(options), options.data
-    terms_named(profile.terms if options.terms is None else options.terms, profile)  # refuse a wrong one at once
     check_folder(options.out)
-    machine = chosen_machine(options)
+    folder = options.data
     if folder is None:
         if options.source:
             raise ScanError("--source names sources of a dataset folder; give --data as well")
         folder = write_phantoms(options.out / "scans", options.scans, options.seed)
-    cases = read_manifest(folder, options.source)
-    name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in cases if c.names_levels}))
+    plan = chosen_plan(options, folder)
+    name = "synthetic" if options.data is None else " ".join(sorted({c.source for c in plan.cases if c.names_levels}))
     tables = []
     for seed in range(options.seed, options.seed + options.seeds):
         out = options.out if options.seeds == 1 else options.out / f"seed{seed}"
-        table = run(cases, profile, seed, options.terms, name, options.published_split, out, machine, options.restart)
+        table = run(replace(plan, seed=seed), out, name, options.restart)
         write_table(table, out)
-        print(f"\n{table}\n\nwritten to {out}: table1.json, {', '.join(f'{m}.pt' for m in table.histories)}, "
+        print(f"\n{table}\n\nwritten to {out}: table1.json, {', '.join(f'{m}.pt' for m in table.outcome.models)}, "
               "stages.png, curves.png, per_class.png, confusion.png")
         tables.append(table)
     if options.seeds > 1:
@@ -229,51 +239,41 @@ def table1(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    from pointseg.datasets.manifest import read_manifest
     from pointseg.runs.experiment import train_one
-    from pointseg.runs.parallel import rank, together
+    from pointseg.runs.parallel import together
     from pointseg.scans.files import check_folder
 
     with together():
         check_folder(options.output.parent)
-        cases, profile = read_manifest(options.data, options.source), chosen_profile(options)
-        if options.batch:
-            profile = replace(profile, weak=replace(profile.weak, batch=options.batch),
-                              full=replace(profile.full, batch=options.batch))
-        _, history = train_one(cases, options.axis, options.labels == "points", profile, options.seed, options.terms,
-                               options.published_split, options.output, chosen_machine(options), options.restart)
-        if rank() == 0:
-            print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
-                  f"written to {options.output}")
+        plan = chosen_plan(options, options.data, two_classes=options.axis == "transverse")
+        history = train_one(plan, options.axis, options.labels == "points", options.output, options.restart)
+        print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
+              f"written to {options.output}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
     from pointseg.datasets.manifest import read_manifest
-    from pointseg.report.scores import cases_of_split, evaluate_model
-    from pointseg.runs.models import load_model
-    from pointseg.runs.parallel import rank, together
+    from pointseg.report.scores import evaluate_model, summary, text_of
+    from pointseg.runs.models import cases_of_split, load_model, load_split
     from pointseg.scans.files import check_folder, write_json
 
-    with together():
-        if options.json:
-            check_folder(options.json.parent)
-        model = load_model(options.model)
-        cases = read_manifest(options.data, options.source)
-        if options.split == "test":
-            cases = cases_of_split(cases, model, "test")
-        known = {name for part in ("train", "validation") for name in model.split[part]} & {c.name for c in cases}
-        result = evaluate_model(model, cases)
-        if rank() > 0:
-            return
-        if options.json:
-            write_json(options.json, result.as_dict())
-        print(result)
-        if known:
-            print(f"\nnote: {len(known)} of these {len(cases)} cases trained or chose this model, so the score "
-                  "flatters it; --split test scores the others")
-        if flawed := [c for c in cases if c.flaw]:
-            print(f"\nnote: {len(flawed)} of these {len(cases)} cases have a known flaw: "
-                  + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
+    if options.json:
+        check_folder(options.json.parent)
+    model, split = load_model(options.model), load_split(options.model)
+    cases = read_manifest(options.data, options.source)
+    if options.split == "test":
+        cases = cases_of_split(cases, split, "test")
+    known = {name for part in ("train", "validation") for name in split.get(part, [])} & {c.name for c in cases}
+    result = summary(evaluate_model(model, cases))
+    if options.json:
+        write_json(options.json, result)
+    print(text_of(result))
+    if known:
+        print(f"\nnote: {len(known)} of these {len(cases)} cases trained or chose this model, so the score "
+              "flatters it; --split test scores the others")
+    if flawed := [c for c in cases if c.flaw]:
+        print(f"\nnote: {len(flawed)} of these {len(cases)} cases have a known flaw: "
+              + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
 
 
 def import_dataset(options: argparse.Namespace) -> None:

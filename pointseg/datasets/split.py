@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pointseg.datasets.manifest import PARTS, Case
-from pointseg.runs.parallel import rank
 from pointseg.volume import ScanError
 
 SIXTHS = (4, 1, 1)  # of the patients, for training, test, validation: the order in which a tie is settled
@@ -91,7 +90,7 @@ def split_without_flaws(cases: Sequence[Case], seed: int, published: bool = Fals
     Cases whose vertebrae have no level are left out too, except where two classes are asked for.
     """
     flawed = [c for c in cases if c.flaw]
-    if flawed and rank() == 0:
+    if flawed:
         print(f"{len(flawed)} of {len(cases)} cases have a known flaw and are left out: "
               + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
     usable = [c for c in cases if not c.flaw]

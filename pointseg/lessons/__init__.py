@@ -15,13 +15,13 @@ import numpy as np
 from pointseg.datasets.manifest import MANIFEST, Case, read_manifest
 from pointseg.datasets.phantom import make_phantom, write_phantoms
 from pointseg.losses import Term, point_term
+from pointseg.points import Points
 from pointseg.predict import Model
+from pointseg.preprocess import Prepared
 from pointseg.procedure import Scans, train_full, train_weak
 from pointseg.profiles import LESSON
-from pointseg.runs.checkpoint import Checkpoints
 from pointseg.runs.identity import PACKAGE, identity_of
 from pointseg.runs.run import Run
-from pointseg.slices import Labelled
 from pointseg.train import History
 from pointseg.volume import ScanError, Volume
 
@@ -76,24 +76,20 @@ def lesson_volume() -> Volume:
     return make_phantom(SEED, sequence="water") if data_folder() is None else lesson_cases()[0].read()
 
 
-def weak_model(points: Sequence[Labelled], scans: Scans, axis: str, names: dict[str, list[str]],
+def weak_model(points: Sequence[Points], scans: Scans, axis: str,
                terms: Sequence[tuple[float, Term]] = ((1.0, point_term),)) -> tuple[Model, History]:
     """`train_weak` in the lesson profile; with the package's own terms it is trained once and then read."""
-    def train(keeper: Checkpoints | None = None) -> tuple[Model, History]:
-        return train_weak(points, scans.validation, axis, LESSON, SEED, terms, names, keeper)
-
+    train = partial(train_weak, points, scans.validation, axis, LESSON, SEED, terms)
     if any(getattr(term, "__module__", "") != point_term.__module__ for _, term in terms):
         return train()  # your own term: it may have changed since the last time
     used = [(weight, term.__name__) for weight, term in terms]
-    return _remember(axis, train, names, axis, used, *(p.labels for p in points))
+    return _remember(axis, train, [scan.name for scan in scans.validation], axis, used, *(p.labels for p in points))
 
 
-def full_model(masks: dict[str, np.ndarray], scans: Scans, names: dict[str, list[str]],
-               name: str) -> tuple[Model, History]:
-    """`train_full` on label volumes by scan name, in the lesson profile, trained once and then read."""
-    labelled = [Labelled(scan, masks[scan.name]) for scan in scans.train]
-    return _remember(name, partial(train_full, labelled, scans.validation, "sagittal", LESSON, SEED, names, name),
-                     names, *(p.labels for p in labelled))
+def full_model(labelled: Sequence[Prepared], scans: Scans, name: str) -> tuple[Model, History]:
+    """`train_full` on scans with pseudo masks, or true ones, in the lesson profile, trained once and then read."""
+    train = partial(train_full, labelled, scans.validation, "sagittal", LESSON, SEED)
+    return _remember(name, train, [scan.name for scan in scans.validation], *(scan.mask for scan in labelled))
 
 
 def training_of(name: str) -> Path:
@@ -108,10 +104,10 @@ def _synthetic(sequence: str, count: int, seed: int) -> list[Case]:
     return [replace(case, source=f"synthetic-{sequence.lower()}") for case in read_manifest(folder)]
 
 
-def _remember(name: str, train: Callable[[Checkpoints], tuple[Model, History]], *depends_on) -> tuple[Model, History]:
+def _remember(name: str, train: Callable[..., tuple[Model, History]], *depends_on) -> tuple[Model, History]:
     """The trained model; a training that a closed laptop has broken off goes on."""
     stem = f"{name}-{_fingerprint(*depends_on)}"
-    return Run(OUT).trained(f"{stem}-training", OUT / f"{stem}.pt", train)
+    return Run(OUT, OUT).trained(f"{stem}-training", OUT / f"{stem}.pt", train)
 
 
 def _fingerprint(*parts) -> str:

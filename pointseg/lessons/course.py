@@ -18,13 +18,14 @@ from pointseg.lessons.checks import Report, check_term, example_step
 from pointseg.losses import Term, point_term
 from pointseg.metrics import per_class, weighted_dice
 from pointseg.network import FCN8VGG16, device
-from pointseg.predict import predict_labels, validation_score
+from pointseg.points import Points
+from pointseg.predict import Model
 from pointseg.preprocess import Prepared, prepare
 from pointseg.procedure import draw_points
-from pointseg.profiles import AUGMENTATION, EXTENT_RADIUS_MM
+from pointseg.profiles import AUGMENTATION, EXTENT_RADIUS_MM, Schedule
 from pointseg.report.plot import Figure, legend, overlay
-from pointseg.slices import Labelled, SliceDataset
-from pointseg.train import Schedule, fit
+from pointseg.slices import SliceDataset
+from pointseg.train import Watch, fit
 from pointseg.volume import BACKGROUND, CLASSES
 
 __all__ = ["Bench", "Report", "Trained", "bench", "check_term", "example_step"]
@@ -105,7 +106,7 @@ def name_of(term: Term) -> str:
 
 
 @cache
-def task() -> tuple[list[Labelled], list[Prepared]]:
+def task() -> tuple[list[Points], list[Prepared]]:
     """Points of the training scans, and the validation scans."""
     scans = [prepare(case.read(), GRID_MM) for case in lesson_cases()[: TRAIN + VALIDATION]]
     return draw_points(scans[:-VALIDATION], SEED), scans[-VALIDATION:]
@@ -117,11 +118,13 @@ def train(terms: Terms) -> Trained:
                            sparse=True, radius_mm=EXTENT_RADIUS_MM)
     torch.manual_seed(SEED)
     network = FCN8VGG16(len(CLASSES), width=0.125, batch_norm=True, finest_pool=1, hidden=64).to(device())
+    model, watch = Model(network, "sagittal", GRID_MM, INPUT_PX), Watch(" + ".join(name_of(t) for _, t in terms))
     start = time.monotonic()
-    fit(network, dataset, terms, SCHEDULE, lambda n: validation_score(n, validation, "sagittal", INPUT_PX), SEED,
-        " + ".join(name_of(term) for _, term in terms))
+    torch.manual_seed(SEED)  # for dropout
+    fit(network, watch.steps(dataset, SCHEDULE.batch, SEED), terms, SCHEDULE, lambda: model.score(validation),
+        watch=watch)
     seconds = time.monotonic() - start
-    predictions = [predict_labels(network, scan, "sagittal", INPUT_PX) for scan in validation]
+    predictions = [model.labels(scan) for scan in validation]
     confusion = sum(confusion_matrix(s.mask, p, len(CLASSES)) for s, p in zip(validation, predictions, strict=True))
     return Trained(confusion, predictions, seconds)
 

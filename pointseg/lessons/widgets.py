@@ -5,9 +5,7 @@ Each shows a static figure first, which needs no kernel and so is there on a web
 
 import base64
 import io
-import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import anywidget
 import ipywidgets
@@ -17,8 +15,6 @@ from IPython.display import display
 
 from pointseg.report import plot
 from pointseg.report.plot import COLOURS, Figure, overlay
-from pointseg.runs.checkpoint import HISTORY
-from pointseg.runs.run import DONE
 from pointseg.slices import AXES
 from pointseg.volume import CLASSES, UNLABELLED
 
@@ -262,11 +258,3 @@ def _png(image: np.ndarray, labels: np.ndarray | None, spacing_mm: tuple[float, 
 def _legend() -> str:
     return " ".join(f'<span style="color: {colour}; -webkit-text-stroke: 0.4px black">&#9632;</span> {name}'
                     for colour, name in zip(COLOURS, CLASSES[1:], strict=True))
-
-
-def watch(folder: str | Path, every_s: float = 5.0) -> None:
-    """Draw `plot.training` of a folder, and draw it anew until all trainings there are done or the cell is stopped."""
-    shown = display(plot.training(folder), display_id=True)
-    while not all(path.with_name(DONE).is_file() for path in Path(folder).glob(f"**/{HISTORY}")):
-        time.sleep(every_s)
-        shown.update(plot.training(folder))

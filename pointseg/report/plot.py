@@ -18,6 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from pointseg.predict import Model
+from pointseg.preprocess import Prepared
 from pointseg.scans.files import whole_file
 from pointseg.slices import AXES
 from pointseg.train import History
@@ -27,6 +29,7 @@ from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, ScanError, plane_co
 COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#F0E442", "#009E73")  # L1..L5
 VERTEBRA_COLOUR = "#CC79A7"  # any vertebra, where a model does not tell the level
 MODEL_COLOURS = ("#004488", "#BB5566", "#997700", "#6699CC", "#000000")  # curves: none of the vertebrae's colours
+HISTORY, IMAGES = "history.csv", "images"  # what a training writes: a line and a picture a round
 DPI, WIDTH_INCH, HEIGHT_INCH = 120, 1600 / 120, 9.0  # the largest pictures: 1600 px wide, planes 1080 px high
 PAGE_PX = 960  # widest picture in a notebook, whose file holds it: its page is hardly wider
 POINT_SLICES = 2  # points on so many slices to either side are shown too: a single slice has few
@@ -71,6 +74,13 @@ def overlay(ax: Axes, image: np.ndarray, labels: np.ndarray, spacing_mm: tuple[f
     ax.set(xlim=(-0.5, labels.shape[1] - 0.5), ylim=(labels.shape[0] - 0.5, -0.5), xticks=[], yticks=[],
            aspect=spacing_mm[0] / spacing_mm[1])
     ax.spines[:].set_visible(False)
+
+
+def slice_and_truth(model: Model, scan: Prepared) -> np.ndarray:
+    """The middle slice of a scan's vertebrae as the model sees it, beside the truth.   -> pixels (H, W, 3) uint8"""
+    axis = AXES[model.axis]
+    at = centre_of(scan.mask)[axis]
+    return pair(scan.image.take(at, axis), model.slice_labels(scan, at), scan.mask.take(at, axis))
 
 
 def pair(image: np.ndarray, labels: np.ndarray, truth: np.ndarray, zoom: int = 3) -> np.ndarray:
@@ -174,11 +184,11 @@ def training(folder: str | Path) -> Figure:
     """What the trainings below a folder have come to, finished or not: a row for each, from the files that they write.
 
     Each loss term, the learning rate and the validation score against the step, and the newest picture: what the
-    network sees on a validation slice, beside the truth.   See `checkpoint`.
+    network sees on a validation slice, beside the truth.   See `runs.checkpoint`.
     """
-    paths = sorted(Path(folder).glob("**/history.csv"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(Path(folder).glob(f"**/{HISTORY}"), key=lambda path: path.stat().st_mtime)
     if not paths:
-        raise ScanError(f"{folder}: found no history.csv, expected a folder that table1 or train writes to; wait for "
+        raise ScanError(f"{folder}: found no {HISTORY}, expected a folder that table1 or train writes to; wait for "
                         "the first round, or check the path")
     figure = Figure((WIDTH_INCH, 2.6 * len(paths)), layout="constrained")
     for row, path in zip(figure.subplots(len(paths), 4, squeeze=False), paths, strict=True):
@@ -199,7 +209,7 @@ def training(folder: str | Path) -> Figure:
             ax.grid(alpha=0.3)
         row[0].set_title(str(path.parent.relative_to(folder)) if path.parent != Path(folder) else path.parent.name)
         row[3].axis("off")
-        if pictures := sorted((path.parent / "images").glob("*.png")):
+        if pictures := sorted((path.parent / IMAGES).glob("*.png")):
             row[3].imshow(imread(pictures[-1]))
             row[3].set_title(f"step {int(pictures[-1].stem)}: predicted, true", fontsize=9)
     return figure

@@ -1,4 +1,4 @@
-"""Scores on whole cases, in the scans' own geometry and on the prepared grid.   Thesis section 3.6."""
+"""Scores of whole cases, in the scans' own geometry and on the prepared grid.   Thesis, "Metrics"."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,7 +12,6 @@ from pointseg.kernels import confusion_matrix, resample_argmax
 from pointseg.metrics import absent_classes, centres_mm, identified, per_class, weighted_dice
 from pointseg.predict import Model, known_truth
 from pointseg.preprocess import Prepared
-from pointseg.runs.parallel import collected, rank, share
 from pointseg.volume import CLASSES, ScanError, Volume
 
 VERTEBRA_CLASSES = ("background", "vertebra")
@@ -20,104 +19,38 @@ VERTEBRA_CLASSES = ("background", "vertebra")
 
 @dataclass
 class Evaluation:
-    """Confusion matrices (K, K) of each case, in its own geometry and on the prepared grid."""
+    """What was counted in each case, as JSON holds it, and the scores that follow from it."""
 
     classes: tuple[str, ...]
-    own: dict[str, np.ndarray] = field(default_factory=dict)  # by case name, "source/case"
-    prepared: dict[str, np.ndarray] = field(default_factory=dict)
-    found_mm: dict[str, dict[int, float]] = field(default_factory=dict)  # by case and level, see metrics.identified
+    cases: dict[str, dict] = field(default_factory=dict)  # by name, "source/case"; see `score_case`
+
+    def matrices(self, grid: str = "own") -> dict[str, np.ndarray]:
+        """Confusion matrices (K, K) by case, on its "own" grid or the "prepared" one; none of centroids alone."""
+        return {name: np.array(case[grid], np.int64) for name, case in self.cases.items() if case[grid]}
+
+    def pooled(self, grid: str = "own") -> np.ndarray:
+        """Over all cases.   -> (K, K)"""
+        return sum(self.matrices(grid).values(), np.zeros((len(self.classes),) * 2, np.int64))
 
     @property
     def confusion(self) -> np.ndarray:
-        """Pooled over all cases, in their own geometry."""
-        return sum(self.own.values(), np.zeros((len(self.classes),) * 2, np.int64))
+        return self.pooled()
 
     @property
     def dice_wi(self) -> float:
-        return weighted_dice(self.confusion)
+        return weighted_dice(self.pooled())
 
     @property
     def dice_wi_prepared(self) -> float:
-        return weighted_dice(sum(self.prepared.values(), np.zeros((len(self.classes),) * 2, np.int64)))
-
-    @property
-    def distances_mm(self) -> np.ndarray:
-        """Of all vertebrae of all cases: how far off each was found, inf where it was not identified."""
-        return np.array([d for of_case in self.found_mm.values() for d in of_case.values()])
-
-    @property
-    def identified(self) -> float:
-        """The share of vertebrae that were identified; nan where there are none, or no levels."""
-        return float(np.isfinite(self.distances_mm).mean()) if len(self.distances_mm) else np.nan
-
-    def to_json(self) -> dict:
-        """All of it, as JSON holds it; `from_json` reads it back."""
-        matrices = {key: {name: m.tolist() for name, m in getattr(self, key).items()} for key in ("own", "prepared")}
-        return {"classes": self.classes, **matrices, "found_mm": {
-            name: {int(k): float(d) for k, d in of_case.items()} for name, of_case in self.found_mm.items()}}
-
-    @classmethod
-    def from_json(cls, content: dict) -> "Evaluation":
-        matrices = [{name: np.array(m, np.int64) for name, m in content[key].items()} for key in ("own", "prepared")]
-        found_mm = {name: {int(k): d for k, d in of_case.items()} for name, of_case in content["found_mm"].items()}
-        return cls(tuple(content["classes"]), *matrices, found_mm)
+        return weighted_dice(self.pooled("prepared"))
 
     def per_source(self) -> dict[str, float]:
         """Dice_wi of each source."""
         pooled: dict[str, np.ndarray] = {}
-        for name, matrix in self.own.items():
+        for name, matrix in self.matrices().items():
             source = name.split("/")[0]
             pooled[source] = pooled.get(source, 0) + matrix
         return {source: weighted_dice(matrix) for source, matrix in pooled.items()}
-
-    def __str__(self) -> str:
-        """The scores as text."""
-        scores = per_class(self.confusion)
-        distances = self.distances_mm
-        found = distances[np.isfinite(distances)]
-        identified = f"{len(found)} of {len(distances)} vertebrae identified"
-        if len(found):
-            identified += f" ({self.identified:.0%}), {found.mean():.1f} mm off on average"
-        if not self.own:
-            return f"{identified}, {len(self.found_mm)} scans with centroids alone"
-        lines = [f"Dice_wi {self.dice_wi:.3f} in the scans' own geometry, {self.dice_wi_prepared:.3f} on the prepared "
-                 f"grid, {len(self.own)} scans", "", f"{'':<12}{'precision':>10}{'recall':>10}{'Dice':>10}{'IoU':>10}"]
-        for k, name in enumerate(self.classes):
-            row = (scores.precision[k], scores.recall[k], scores.dice[k], scores.iou[k])
-            lines.append(f"{name:<12}" + "".join(f"{x:>10.3f}" for x in row))
-        if absent := absent_classes(self.confusion):
-            lines.append(f"left out of Dice_wi, since no scan shows it: {', '.join(self.classes[k] for k in absent)}")
-        if len(distances):
-            lines += ["", identified]
-        lines += ["", *(f"{source:<24}{score:>8.3f}" for source, score in self.per_source().items())]
-        if len(self.own) > 1:
-            lines += ["", *(f"{name:<24}{weighted_dice(matrix):>8.3f}" for name, matrix in self.own.items())]
-        lines += ["", "confusion matrix, voxels (rows truth, columns prediction)",
-                  " " * 12 + "".join(f"{name:>12}" for name in self.classes)]
-        lines += [f"{name:<12}" + "".join(f"{n:>12}" for n in row)
-                  for name, row in zip(self.classes, self.confusion, strict=True)]
-        return "\n".join(lines)
-
-    def as_dict(self) -> dict:
-        """What `pointseg evaluate --json` writes; an undefined score is None."""
-        scores = per_class(self.confusion)
-        return {
-            "dice_wi": number(self.dice_wi), "dice_wi_prepared": number(self.dice_wi_prepared),
-            "per_class": {name: {"precision": number(scores.precision[k]), "recall": number(scores.recall[k]),
-                                 "dice": number(scores.dice[k]), "iou": number(scores.iou[k]),
-                                 "voxels": int(scores.voxels[k])} for k, name in enumerate(self.classes)},
-            "identified": number(self.identified),
-            "identified_mm": {name: {self.classes[k]: number(d) for k, d in of_case.items()}
-                              for name, of_case in self.found_mm.items()},
-            "absent_classes": [self.classes[k] for k in absent_classes(self.confusion)],
-            "per_source": {name: number(score) for name, score in self.per_source().items()},
-            "per_case": {name: number(weighted_dice(matrix)) for name, matrix in self.own.items()},
-            "confusion": self.confusion.tolist(), "cases": list(dict.fromkeys((*self.own, *self.found_mm)))}
-
-
-def number(x: float) -> float | None:
-    """A float that JSON can hold: nan, an undefined score, becomes None."""
-    return float(x) if np.isfinite(x) else None
 
 
 def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Callable[[Volume], Prepared],
@@ -126,44 +59,39 @@ def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Ca
 
     scores_of: by name, what to score.  Scores are resampled to the scan's own grid, then the highest wins; for two
     classes L1..L5 count as one.  With more, it is also told how many vertebrae were identified, and of cases that know
-    centroids alone nothing else.  Of several processes each scores some cases, and all get the result.
+    centroids alone nothing else.
     """
-    cases = list(cases)
-    here = {case.name: score_case(scores_of, prepare, case) for case in
-            tqdm(share(cases), "scoring", unit="scan", disable=rank() > 0)}
-    everywhere = {name: of_case for of_process in collected(here) for name, of_case in of_process.items()}
-    return merged(everywhere[case.name] for case in cases)
+    return pooled({case.name: score_case(scores_of, prepare, case) for case in tqdm(cases, "scoring", unit="scan")})
 
 
 def score_case(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Callable[[Volume], Prepared],
-               case: Case) -> dict[str, Evaluation]:
-    """`evaluate` of one case."""
+               case: Case) -> dict[str, dict]:
+    """`evaluate` of one case, as JSON holds it.   -> by name "classes", "own" and "prepared" confusion matrices, and
+    "found_mm" by level: how far off a vertebra was found, None where it was not identified."""
     volume, results = case.read(), {}
     scan = prepare(volume)
     for name, function in scores_of.items():
         scores = function(scan)
         k = len(scores)
-        result = results[name] = Evaluation(CLASSES if k > 2 else VERTEBRA_CLASSES)
         own = resample_argmax(scores, volume.mask.shape)
+        result = results[name] = {"classes": CLASSES if k > 2 else VERTEBRA_CLASSES, "own": [], "prepared": [],
+                                  "found_mm": {}}
         if case.mask_extent != CENTROIDS:
             prepared = resample_argmax(scores, scan.mask.shape)
-            result.own[case.name] = confusion_matrix(known_truth(volume.mask, k), own, k)
-            result.prepared[case.name] = confusion_matrix(known_truth(scan.mask, k), prepared, k)
+            result["own"] = confusion_matrix(known_truth(volume.mask, k), own, k).tolist()
+            result["prepared"] = confusion_matrix(known_truth(scan.mask, k), prepared, k).tolist()
         if k > 2:
             centres = [centres_mm(labels, volume.spacing_mm) for labels in (volume.mask, own)]
-            result.found_mm[case.name] = identified(*centres)
+            result["found_mm"] = {CLASSES[level]: number(mm) for level, mm in identified(*centres).items()}
     return results
 
 
-def merged(of_cases: Iterable[dict[str, Evaluation]]) -> dict[str, Evaluation]:
-    """The evaluations of single cases, by name of what was scored, as one of all cases."""
+def pooled(of_cases: dict[str, dict[str, dict]]) -> dict[str, Evaluation]:
+    """From `score_case` of each case by its name to an evaluation of each of what was scored."""
     results: dict[str, Evaluation] = {}
-    for of_case in of_cases:
-        for name, evaluation in of_case.items():
-            result = results.setdefault(name, Evaluation(evaluation.classes))
-            result.own |= evaluation.own
-            result.prepared |= evaluation.prepared
-            result.found_mm |= evaluation.found_mm
+    for case, of_case in of_cases.items():
+        for name, counted in of_case.items():
+            results.setdefault(name, Evaluation(tuple(counted["classes"]))).cases[case] = counted
     return results
 
 
@@ -177,16 +105,61 @@ def evaluate_model(model: Model, cases: Iterable[Case]) -> Evaluation:
     return evaluate({"model": model.probabilities}, model.prepare, usable)["model"]
 
 
-def cases_of_split(cases: Iterable[Case], model: Model, part: str) -> list[Case]:
-    """The cases that the model's own split kept for `part`; an error where the folder has none of them."""
-    chosen = [c for c in cases if c.name in set(model.split[part])]
-    if not chosen:
-        kept = ", ".join(model.split[part]) or "none"
-        raise ScanError(f"found none of the model's {part} cases ({kept}) in this folder; "
-                        "expected the folder it was trained on, or --split all for scans it has never seen")
-    return chosen
-
-
 def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """(z, y, x) uint8 -> (K, z, y, x) float32, so that hard labels resample like probabilities."""
     return (labels == np.arange(num_classes, dtype=np.uint8)[:, None, None, None]).astype(np.float32)
+
+
+def summary(evaluation: Evaluation) -> dict:
+    """What `pointseg evaluate --json` writes; an undefined score is None."""
+    matrix, scores = evaluation.confusion, per_class(evaluation.confusion)
+    found_mm = {name: case["found_mm"] for name, case in evaluation.cases.items() if case["found_mm"]}
+    distances = [mm for of_case in found_mm.values() for mm in of_case.values()]
+    return {
+        "dice_wi": number(evaluation.dice_wi), "dice_wi_prepared": number(evaluation.dice_wi_prepared),
+        "per_class": {name: {"precision": number(scores.precision[k]), "recall": number(scores.recall[k]),
+                             "dice": number(scores.dice[k]), "iou": number(scores.iou[k]),
+                             "voxels": int(scores.voxels[k])} for k, name in enumerate(evaluation.classes)},
+        "identified": sum(mm is not None for mm in distances) / len(distances) if distances else None,
+        "identified_mm": found_mm, "absent_classes": [evaluation.classes[k] for k in absent_classes(matrix)],
+        "per_source": {name: number(score) for name, score in evaluation.per_source().items()},
+        "per_case": {name: number(weighted_dice(m)) for name, m in evaluation.matrices().items()},
+        "confusion": matrix.tolist(), "cases": list(evaluation.cases)}
+
+
+def text_of(summary: dict) -> str:
+    """A `summary` to read."""
+    distances = [mm for of_case in summary["identified_mm"].values() for mm in of_case.values()]
+    found = [mm for mm in distances if mm is not None]
+    told = f"{len(found)} of {len(distances)} vertebrae identified"
+    if found:
+        told += f" ({summary['identified']:.0%}), {np.mean(found):.1f} mm off on average"
+    if not summary["per_case"]:
+        return f"{told}, {len(summary['cases'])} scans with centroids alone"
+    columns = {"precision": "precision", "recall": "recall", "dice": "Dice", "iou": "IoU"}
+    lines = [f"Dice_wi {_shown(summary['dice_wi'])} in the scans' own geometry, {_shown(summary['dice_wi_prepared'])} "
+             f"on the prepared grid, {len(summary['per_case'])} scans", "",
+             f"{'':<12}" + "".join(f"{title:>10}" for title in columns.values())]
+    lines += [f"{name:<12}" + "".join(f"{_shown(row[key]):>10}" for key in columns)
+              for name, row in summary["per_class"].items()]
+    if summary["absent_classes"]:
+        lines.append(f"left out of Dice_wi, since no scan shows it: {', '.join(summary['absent_classes'])}")
+    if distances:
+        lines += ["", told]
+    lines += ["", *(f"{source:<24}{_shown(score):>8}" for source, score in summary["per_source"].items())]
+    if len(summary["per_case"]) > 1:
+        lines += ["", *(f"{name:<24}{_shown(score):>8}" for name, score in summary["per_case"].items())]
+    lines += ["", "confusion matrix, voxels (rows truth, columns prediction)",
+              " " * 12 + "".join(f"{name:>12}" for name in summary["per_class"])]
+    lines += [f"{name:<12}" + "".join(f"{n:>12}" for n in row)
+              for name, row in zip(summary["per_class"], summary["confusion"], strict=True)]
+    return "\n".join(lines)
+
+
+def number(x: float) -> float | None:
+    """A float that JSON can hold: nan or infinity, an undefined score, becomes None."""
+    return float(x) if np.isfinite(x) else None
+
+
+def _shown(x: float | None) -> str:
+    return "nan" if x is None else f"{x:.3f}"

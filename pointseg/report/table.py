@@ -1,19 +1,20 @@
 """What the procedure reports: the thesis's Table 1, table1.json, figures and models."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pointseg.metrics import per_class
-from pointseg.points import labelling_cost
+from pointseg.points import Points, grow_points, labelling_cost, mean_further_points
 from pointseg.preprocess import Prepared
+from pointseg.procedure import Outcome, hard_predictions
 from pointseg.report import plot
-from pointseg.report.scores import Evaluation, number
+from pointseg.report.scores import Evaluation, number, one_hot, summary
 from pointseg.scans.files import write_json
-from pointseg.train import History
+from pointseg.slices import AXES
 from pointseg.volume import CLASSES
 
 THESIS_TABLE = {"transverse": 0.51, "coronal": 0.41, "sagittal": 0.34, "pseudo_mask": 0.48, "result": 0.55,
@@ -25,22 +26,44 @@ ROWS = (("reference (full masks)", "reference"), ("weak model, transverse (2 cla
         ("result (points only)", "result"), ("points of the test scans, watershed", "watershed"))
 
 
+def answers_of(outcome: Outcome) -> dict[str, Callable[[Prepared], np.ndarray]]:
+    """What the procedure says of a training or test scan, as class scores (K, z, y, x): each model, the pseudo mask."""
+    return {name: model.probabilities for name, model in outcome.models.items()} | {
+        "pseudo_mask": lambda scan: one_hot(outcome.pseudo[scan.name].mask, len(CLASSES))}
+
+
+def grown(points: Points, scan: Prepared) -> np.ndarray:
+    """The points of a scan without any learning, as class scores."""
+    return one_hot(grow_points(scan.image, points.labels, scan.spacing_mm), len(CLASSES))
+
+
 @dataclass
 class Table:
     """Everything that `table1` reports."""
 
+    outcome: Outcome
     scores: dict[str, Evaluation]  # on test scans, by model; pseudo_mask_train on training scans; watershed
-    histories: dict[str, History]
     split: dict[str, list[str]]
-    smoothing: tuple[int, int]
-    further_points: float
+    example: Points  # a test scan, to be shown
     seconds: float
     seed: int
     profile: str
     terms: str
     data: str
-    example: Prepared  # a test scan
-    stages: dict[str, np.ndarray]  # its labels (z, y, x) at each stage of the procedure
+
+    @property
+    def further_points(self) -> float:
+        """Points beyond the first of each class on a slice, as they were drawn."""
+        return float(np.mean([mean_further_points(p.labels) for p in self.outcome.points]))
+
+    @property
+    def stages(self) -> dict[str, np.ndarray]:
+        """Labels (z, y, x) of the example at each stage of the procedure."""
+        scan, models = self.example.scan, self.outcome.models
+        said = hard_predictions(models, scan)
+        return {"points": self.example.labels} | {axis: said[axis] for axis in AXES} | {
+            "pseudo mask": self.outcome.pseudo[scan.name].mask, "result": said["result"],
+            "reference": said["reference"], "truth": scan.mask}
 
     @property
     def ratio(self) -> float:
@@ -49,16 +72,17 @@ class Table:
 
     def as_dict(self) -> dict:
         """The content of table1.json."""
-        headline = {name: number(e.dice_wi) for name, e in self.scores.items()}
+        histories, of_rows = self.outcome.histories, {name: summary(e) for name, e in self.scores.items()}
+        headline = {name: of_row["dice_wi"] for name, of_row in of_rows.items()}
         return headline | {
             "ratio": number(self.ratio), "labelling_cost": labelling_cost(),
             "labelling_cost_drawn": labelling_cost(self.further_points),
-            "prepared": {name: number(e.dice_wi_prepared) for name, e in self.scores.items()},
-            "per_class": {name: e.as_dict()["per_class"] for name, e in self.scores.items()},
-            "per_source": {name: e.as_dict()["per_source"] for name, e in self.scores.items()},
-            "smoothing": {"denoise": self.smoothing[0], "erosion": self.smoothing[1]},
-            "validation": {name: h.best_validation for name, h in self.histories.items()},
-            "steps": {name: {"best": h.best_step, "total": h.rounds[-1].step} for name, h in self.histories.items()},
+            "prepared": {name: of_row["dice_wi_prepared"] for name, of_row in of_rows.items()},
+            "per_class": {name: of_row["per_class"] for name, of_row in of_rows.items()},
+            "per_source": {name: of_row["per_source"] for name, of_row in of_rows.items()},
+            "smoothing": {"denoise": self.outcome.smoothing[0], "erosion": self.outcome.smoothing[1]},
+            "validation": {name: h.best_validation for name, h in histories.items()},
+            "steps": {name: {"best": h.best_step, "total": h.rounds[-1].step} for name, h in histories.items()},
             "seconds": round(self.seconds, 1), "peak_rss_mb": number(round(peak_rss_mb(), 1)), "split": self.split,
             "seed": self.seed, "profile": self.profile, "terms": self.terms, "data": self.data}
 
@@ -76,9 +100,10 @@ class Table:
         lines.append(f"{'result / reference':<36}{self.ratio:>10.0%}{'':>10}{THESIS_RATIO:>10.0%}")
         lines.append(f"{'labelling time / full masks':<36}{labelling_cost(self.further_points):>10.1%}{'':>10}"
                      f"{labelling_cost():>10.1%}")
-        lines.append(f"smoothing: {self.smoothing[0]} denoise and {self.smoothing[1]} erosion iterations; "
+        denoise, erosion = self.outcome.smoothing
+        lines.append(f"smoothing: {denoise} denoise and {erosion} erosion iterations; "
                      f"{self.seconds / 60:.1f} minutes, peak memory {peak_rss_mb():.0f} MB")
-        if self.histories["reference"].still_improving:
+        if self.outcome.histories["reference"].still_improving:
             lines.append("note: the reference still improved when its training ended: the ratio flatters the result")
         return "\n".join(lines)
 
@@ -120,9 +145,9 @@ class Repeated:
 
 def write_table(table: Table, out: Path) -> None:
     """table1.json and the figures, into a folder."""
-    plot.save(plot.stages(table.example.image, table.stages, table.example.spacing_mm, title=table.example.name),
-              out / "stages.png")
-    plot.save(plot.curves(table.histories), out / "curves.png")
+    scan = table.example.scan
+    plot.save(plot.stages(scan.image, table.stages, scan.spacing_mm, title=scan.name), out / "stages.png")
+    plot.save(plot.curves(table.outcome.histories), out / "curves.png")
     dice = {name: per_class(e.confusion).dice[1:].tolist() for name, e in table.scores.items() if len(e.classes) > 2}
     plot.save(plot.class_scores(dice), out / "per_class.png")
     plot.save(plot.confusion(table.scores["result"].confusion, CLASSES), out / "confusion.png")

@@ -1,46 +1,44 @@
-"""The whole procedure, and one model of it: what `table1` and `train` do, and go on with after an end at any moment."""
+"""What the commands `table1` and `train` do: `procedure.run`, or one model of it, in a folder where it can go on."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 from tqdm.auto import tqdm
 
+from pointseg import procedure
 from pointseg.datasets.manifest import CENTROIDS, Case
 from pointseg.datasets.split import Split, names_of, split_without_flaws
 from pointseg.network import device, mixed_precision, set_mixed_precision
-from pointseg.points import grow_points, mean_further_points
 from pointseg.predict import Model
-from pointseg.procedure import (
-    HERE,
-    Machine,
-    Scans,
-    best_smoothing,
-    draw_points,
-    fuse_all,
-    hard_predictions,
-    prepare_split,
-    smoothing_counts,
-    terms_named,
-    train_full,
-    train_weak,
-)
+from pointseg.procedure import Scans, draw_points, prepare_split, terms_named, train_full, train_weak
 from pointseg.profiles import Profile
-from pointseg.report.scores import Evaluation, merged, one_hot, score_case
-from pointseg.report.table import Table
-from pointseg.runs.cache import VolumeFile, hash_of_case
+from pointseg.report.scores import pooled, score_case
+from pointseg.report.table import Table, answers_of, grown
 from pointseg.runs.checkpoint import Checkpoints
-from pointseg.runs.identity import identity_of as code_and_libraries
-from pointseg.runs.parallel import side_by_side
-from pointseg.runs.run import Run
-from pointseg.slices import AXES, Labelled
+from pointseg.runs.identity import identity_of
+from pointseg.runs.parallel import Together
+from pointseg.runs.processes import from_main, side_by_side, world_size
+from pointseg.runs.run import Run, begin
+from pointseg.runs.volumes import hash_of_case, prepare_into
+from pointseg.runs.weights import read_imagenet
+from pointseg.scans.files import hash_of
+from pointseg.slices import AXES
 from pointseg.train import History
-from pointseg.volume import CLASSES, ScanError
+from pointseg.volume import ScanError
 
 INDEPENDENT = (*AXES, "reference")  # models that wait for no other
-MODELS = (*AXES, "result", "reference")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may use, which does not change its result."""
+
+    cache: Path  # folder for prepared scans
+    workers: int = 0  # processes that make batches; 0: the training's own
+    at_once: int = 1  # models trained side by side
+    tensorboard: bool = False  # write for it, too
 
 
 @dataclass(frozen=True)
@@ -50,141 +48,95 @@ class Plan:
     cases: tuple[Case, ...]
     profile: Profile
     seed: int
-    terms: str
-    published: bool
     machine: Machine
-    two_classes: bool = False
+    terms: str = ""  # letters; "" for the profile's
+    published: bool = False  # split as the sources do, not by the seed
+    imagenet: Path | None = None  # a file of first weights, where not torch.hub's
+    two_classes: bool = False  # cases without levels will do
 
     @cached_property
     def split(self) -> Split:
         return split_without_flaws(self.cases, self.seed, self.published, self.two_classes)
 
+    @property
+    def letters(self) -> str:
+        return self.terms or self.profile.terms
 
-def identity_of(plan: Plan) -> dict:
-    """All that a run's result depends on: its arguments, its data and its code."""
-    cases = [c for part in (plan.split.train, plan.split.validation, plan.split.test) for c in part]
-    return {"profile": asdict(plan.profile) | {"imagenet_file": str(plan.profile.imagenet_file)}, "seed": plan.seed,
-            "terms": plan.terms, "published split": plan.published, "split": names_of(plan.split),
-            "data": {case.name: hash_of_case(case) for case in cases},
-            "device": device().type, "mixed precision": mixed_precision(),
-            **code_and_libraries("procedure", "report.scores")}
+    @property
+    def full_profile(self) -> Profile:
+        """With first weights, which are read when they are needed."""
+        return replace(self.profile, first_weights=partial(read_imagenet, self.imagenet))
+
+    @property
+    def identity(self) -> dict:
+        """All that a run's result depends on: its arguments, its data, its code and its libraries."""
+        cases = [c for part in (self.split.train, self.split.validation, self.split.test) for c in part]
+        return {"profile": asdict(self.profile) | {"first_weights": self.imagenet and hash_of(self.imagenet)},
+                "seed": self.seed, "terms": self.letters, "published split": self.published,
+                "split": names_of(self.split), "data": {case.name: hash_of_case(case) for case in cases},
+                "device": device().type, "mixed precision": mixed_precision(),
+                **identity_of("runs.volumes", "report.scores", "datasets.split")}  # the first has the procedure
+
+    def prepare(self) -> Scans:
+        """Of several processes the first does it, and all read the files."""
+        return from_main(lambda: prepare_split(self.split, self.profile, prepare_into(self.machine.cache)))
+
+    def run_in(self, folder: Path, models: Path) -> Run:
+        watch = partial(Together if world_size() > 1 else Checkpoints, workers=self.machine.workers,
+                        tensorboard=self.machine.tensorboard)
+        about = {"split": names_of(self.split), "profile": self.profile.name, "seed": self.seed}
+        return Run(folder, models, about, watch)
+
+    def trainer(self, scans: Scans, axis: str, from_points: bool) -> Callable[..., tuple[Model, History]]:
+        """A `make` of one model that waits for no other."""
+        if from_points:
+            terms = terms_named(self.letters, self.profile)
+            return partial(train_weak, draw_points(scans.train, self.seed), scans.validation, axis, self.full_profile,
+                           self.seed, terms)
+        return partial(train_full, scans.train, scans.validation, axis, self.full_profile, self.seed)
 
 
-def run(cases: Sequence[Case], profile: Profile, seed: int = 0, terms: str | None = None, data: str = "",
-        published: bool = False, out: Path | None = None, machine: Machine = HERE, restart: bool = False) -> Table:
-    """The whole procedure on the cases of a dataset folder.
-
-    terms: letters, where not given the profile's.  published: split as the sources do, not by the seed.  out: folder
-    for the models, and for all that it takes to go on after an end at any moment; restart: begin anew there.
-    """
-    plan = Plan(tuple(cases), profile, seed, profile.terms if terms is None else terms, published, machine)
+def run(plan: Plan, out: Path, data: str = "", restart: bool = False) -> Table:
+    """The whole procedure, its models and all that it takes to go on in `out`.   restart: begin anew there."""
     if not any(c.mask_extent != CENTROIDS for c in plan.split.test):
         raise ScanError("found no mask among the test scans, only centroids, expected some to score by; add a source "
                         "with masks, or train and evaluate a model")
     print(", ".join(f"{len(part)} {name}" for name, part in names_of(plan.split).items()) + " scans")
-    if out is None:
-        return _run(plan, Run(), None, data)
-    with Run.begin(out / "training", lambda: {"command": "table1"} | identity_of(plan), restart) as kept:
-        return _run(plan, kept, out, data)
+    with begin(out / "training", lambda: {"command": "table1"} | plan.identity, restart):
+        keep = plan.run_in(out / "training", out)
+        scans = plan.prepare()
+        if plan.machine.at_once > 1 and (waiting := [name for name in INDEPENDENT if not keep.is_trained(name)]):
+            side_by_side(partial(_train_alone, plan, out, mixed_precision()), waiting, plan.machine.at_once)
+        outcome = procedure.run(scans, plan.full_profile, plan.seed, terms_named(plan.letters, plan.profile), keep)
+        points = {p.scan.name: p for p in draw_points(scans.test, plan.seed)}
+        answers = answers_of(outcome) | {"watershed": lambda scan: grown(points[scan.name], scan)}
+        asked = ((answers, plan.split.test), ({"pseudo_mask_train": answers["pseudo_mask"]}, plan.split.train))
+        prepare, scores = outcome.models["result"].prepare, {}
+        for functions, cases in asked:
+            scores |= pooled({case.name: keep(f"scores/{case.name}", partial(score_case, functions, prepare, case))
+                              for case in tqdm(cases, "scoring", unit="scan")})
+        example = next(c.name for c in plan.split.test if c.mask_extent != CENTROIDS)
+        return Table(outcome, scores, names_of(plan.split), points[example], keep.seconds, plan.seed,
+                     plan.profile.name, plan.letters, data)
 
 
-def _run(plan: Plan, kept: Run, out: Path | None, data: str) -> Table:
-    scans, names = prepare_split(plan.split, plan.profile, plan.machine.cache), names_of(plan.split)
-    points = draw_points(scans.train, plan.seed)
-    paths = {name: out and out / f"{name}.pt" for name in MODELS}
-    if out and plan.machine.at_once > 1:
-        waiting = [name for name in INDEPENDENT if not kept.is_trained(name, paths[name])]
-        side_by_side(partial(_train_alone, plan, mixed_precision(), kept.folder, paths), waiting, plan.machine.at_once)
-    models, histories = {}, {}
-    for axis in AXES:
-        models[axis], histories[axis] = kept.trained(axis, paths[axis], partial(_weak, plan, scans, points, axis))
-    weak = dict(models)
-    counts = [np.array(kept.remember(f"smoothing/{scan.name}", lambda scan=scan: smoothing_counts(
-                  hard_predictions(weak, scan), scan).tolist()))
-              for scan in tqdm(scans.validation, "choosing smoothing", unit="scan")]
-    smoothing = best_smoothing(counts)
-    pseudo = fuse_all(weak, scans.train + scans.test, smoothing, kept)
-    for name, masks in (("result", [pseudo[scan.name] for scan in scans.train]), ("reference", None)):
-        models[name], histories[name] = kept.trained(name, paths[name],
-                                                     partial(_full, plan, scans, "sagittal", name, masks))
-
-    test_points = {p.scan.name: p for p in draw_points(scans.test, plan.seed)}
-    scores = _score(plan, kept, models, pseudo, test_points)
-    example = next(s for s, c in zip(scans.test, plan.split.test, strict=True) if c.mask_extent != CENTROIDS)
-    stages = {"points": test_points[example.name].labels} | hard_predictions(weak, example)
-    stages |= {"pseudo mask": np.asarray(pseudo[example.name])}
-    stages |= hard_predictions({name: models[name] for name in ("result", "reference")}, example)
-    further_points = float(np.mean([mean_further_points(p.labels) for p in points]))
-    return Table(scores, histories, names, smoothing, further_points, kept.seconds, plan.seed, plan.profile.name,
-                 plan.terms, data, example, stages | {"truth": example.mask})
-
-
-def _score(plan: Plan, kept: Run, models: dict[str, Model], pseudo: dict[str, np.ndarray | VolumeFile],
-           test_points: dict[str, Labelled]) -> dict[str, Evaluation]:
-    """Models, pseudo masks and grown points, against the truth of the test scans; pseudo masks of the training scans
-    too."""
-    others = {  # hard labels, from the weak models' vote and without any learning
-        "pseudo_mask": lambda scan: np.asarray(pseudo[scan.name]),
-        "watershed": lambda scan: grow_points(scan.image, test_points[scan.name].labels, scan.spacing_mm)}
-    of_test = {name: model.probabilities for name, model in models.items()} | {
-        name: lambda scan, f=f: one_hot(f(scan), len(CLASSES)) for name, f in others.items()}
-    of_training = {"pseudo_mask_train": lambda scan: one_hot(np.asarray(pseudo[scan.name]), len(CLASSES))}
-
-    def score(scores_of: dict, case: Case) -> dict[str, Evaluation]:
-        content = kept.remember(f"scores/{case.name}", lambda: {
-            name: e.to_json() for name, e in score_case(scores_of, models["result"].prepare, case).items()})
-        return {name: Evaluation.from_json(e) for name, e in content.items()}
-
-    return merged(score(functions, case)
-                  for functions, part in ((of_test, plan.split.test), (of_training, plan.split.train))
-                  for case in tqdm(part, "scoring", unit="scan"))
-
-
-def _weak(plan: Plan, scans: Scans, points: Sequence[Labelled], axis: str,
-          keeper: Checkpoints | None) -> tuple[Model, History]:
-    return train_weak(points, scans.validation, axis, plan.profile, plan.seed, terms_named(plan.terms, plan.profile),
-                      names_of(plan.split), keeper, plan.machine)
-
-
-def _full(plan: Plan, scans: Scans, axis: str, name: str, masks: Sequence[np.ndarray | VolumeFile] | None,
-          keeper: Checkpoints | None) -> tuple[Model, History]:
-    """masks: of the training scans; None: their true ones."""
-    labelled = [Labelled(scan, scan.truth if masks is None else masks[i]) for i, scan in enumerate(scans.train)]
-    return train_full(labelled, scans.validation, axis, plan.profile, plan.seed, names_of(plan.split), name, keeper,
-                      plan.machine)
-
-
-def _train_alone(plan: Plan, mixed: bool, folder: Path, paths: dict[str, Path], name: str) -> None:
+def _train_alone(plan: Plan, out: Path, mixed: bool, name: str) -> None:
     """One of the independent models, in a process of its own."""
     set_mixed_precision(mixed)
-    scans = prepare_split(plan.split, plan.profile, plan.machine.cache)
-    train = partial(_full, plan, scans, "sagittal", name, None) if name == "reference" else partial(
-        _weak, plan, scans, draw_points(scans.train, plan.seed), name)
-    Run(folder).trained(name, paths[name], train)
+    axis = "sagittal" if name == "reference" else name
+    plan.run_in(out / "training", out)(name, plan.trainer(plan.prepare(), axis, name != "reference"))
 
 
-def train_one(cases: Sequence[Case], axis: str, from_points: bool, profile: Profile, seed: int,
-              terms: str | None = None, published: bool = False, path: Path | None = None,
-              machine: Machine = HERE, restart: bool = False) -> tuple[Model, History]:
-    """One model along one axis, from points or from masks, on the split that `run` would use.
+def train_one(plan: Plan, axis: str, from_points: bool, path: Path, restart: bool = False) -> History:
+    """One model along one axis, from points or from masks, on the split that `run` would use, into `path`.
 
-    path: of the model; beside it PATH-training then holds all that it takes to go on after an end at any moment.
+    PATH-training beside it holds all that it takes to go on after an end at any moment.
     """
-    plan = Plan(tuple(cases), profile, seed, profile.terms if terms is None else terms, published, machine,
-                two_classes=axis == "transverse")
-
-    def train(keeper: Checkpoints | None) -> tuple[Model, History]:
-        scans = prepare_split(plan.split, profile, machine.cache)
-        if from_points:
-            return _weak(plan, scans, draw_points(scans.train, seed), axis, keeper)
-        return _full(plan, scans, axis, f"{axis}, masks", None, keeper)
-
-    if path is None:
-        return train(None)
     folder = path.with_name(f"{path.stem}-training")
 
     def identity() -> dict:
-        return {"command": "train", "axis": axis, "labels": "points" if from_points else "masks"} | identity_of(plan)
+        return {"command": "train", "axis": axis, "labels": "points" if from_points else "masks"} | plan.identity
 
-    with Run.begin(folder, identity, restart) as kept:
-        return kept.trained("", path, train)
+    with begin(folder, identity, restart):
+        train = plan.trainer(plan.prepare(), axis, from_points)
+        return plan.run_in(folder, path.parent).trained("", path, train)[1]

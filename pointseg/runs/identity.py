@@ -3,11 +3,12 @@
 import ast
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-LIBRARIES = ("torch", "numpy", "scipy", "numba", "scikit-image", "SimpleITK", "pydicom")  # whose numbers are in it
+LIBRARIES = ("torch", "numpy", "scipy", "numba", "scikit-image", "SimpleITK", "nibabel", "pydicom")
 
 
 def identity_of(*modules: str) -> dict[str, str]:
@@ -20,14 +21,20 @@ def code_hash(*modules: str) -> str:
 
     A comment, a docstring or another shape of the text is not part of it.
     """
-    digest, waiting, known = hashlib.sha256(), [file for name in modules for file in _files_of(name)], set()
+    waiting, known = [file for name in modules for file in _files_of(name)], {}
     while waiting:
         if (path := waiting.pop()) not in known:
-            known.add(path)
-            waiting += _imported(ast.parse(path.read_bytes()))
-    for path in sorted(known):
-        digest.update(f"{path.relative_to(PACKAGE)} {_syntax(ast.parse(path.read_bytes()))}".encode())
-    return digest.hexdigest()
+            known[path], imported = _parsed(path, path.stat().st_mtime_ns)
+            waiting += imported
+    return hashlib.sha256(repr([(str(path.relative_to(PACKAGE)), known[path]) for path in sorted(known)]).encode()
+                          ).hexdigest()
+
+
+@lru_cache(None)
+def _parsed(path: Path, changed_ns: int) -> tuple[str, list[Path]]:
+    """A file's syntax, and the files that it imports; parsed once, for as long as it stays what it is."""
+    tree = ast.parse(path.read_bytes())
+    return _syntax(tree), list(_imported(tree))
 
 
 def _files_of(name: str) -> Iterator[Path]:
@@ -53,6 +60,7 @@ def _imported(tree: ast.Module) -> Iterator[Path]:
 
 
 def _syntax(tree: ast.Module) -> str:
+    """Without docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
                 node, clean=False) is not None:

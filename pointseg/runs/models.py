@@ -1,9 +1,11 @@
-"""A trained model as one file: architecture, weights, and what is needed to apply and to score it honestly."""
+"""A trained model as one file: architecture, weights, what is needed to apply it, and the split it was trained on."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from pointseg.datasets.manifest import Case
 from pointseg.network import FCN8VGG16, device
 from pointseg.predict import Model
 from pointseg.runs.weights import check_tensors, read_torch, save_torch
@@ -14,10 +16,11 @@ from pointseg.volume import ScanError
 FORMAT = 1
 
 
-def save_model(path: str | Path, model: Model) -> None:
-    """Write a model; the file appears whole or not at all."""
+def save_model(path: str | Path, model: Model, split: Mapping[str, list[str]] | None = None, profile: str = "",
+               seed: int = 0) -> None:
+    """Write a model, and case names of its split by part; the file appears whole or not at all."""
     content = {"format": FORMAT, "architecture": model.network.config, "axis": model.axis, "grid_mm": model.grid_mm,
-               "input_px": model.input_px, "profile": model.profile, "seed": model.seed, "split": model.split,
+               "input_px": model.input_px, "profile": profile, "seed": seed, "split": dict(split or {}),
                "modalities": list(model.modalities),
                "weights": {k: v.cpu().contiguous() for k, v in model.network.state_dict().items()}}
     with whole_file(path) as part:
@@ -26,7 +29,25 @@ def save_model(path: str | Path, model: Model) -> None:
 
 def load_model(path: str | Path) -> Model:
     """Read a model onto the GPU where there is one.  Only data is read: a file that would run code is refused."""
-    path = Path(path)
+    return _read(Path(path))[0]
+
+
+def load_split(path: str | Path) -> dict[str, list[str]]:
+    """The case names of the split that a model in a file was trained on, by part."""
+    return _read(Path(path))[1]
+
+
+def cases_of_split(cases: Sequence[Case], split: Mapping[str, list[str]], part: str) -> list[Case]:
+    """The cases that a model's split kept for `part`; an error where there are none of them."""
+    names = split.get(part, [])
+    if not (chosen := [case for case in cases if case.name in set(names)]):
+        raise ScanError(f"found none of the model's {part} cases ({', '.join(names) or 'none'}) in this folder; "
+                        "expected the folder it was trained on, or --split all for scans it has never seen")
+    return chosen
+
+
+def _read(path: Path) -> tuple[Model, dict[str, list[str]]]:
+    """A model and the case names of its split."""
     if not path.is_file():
         raise ScanError(f"{path}: no such file; "
                         "expected a model that `pointseg table1` or `train` wrote; check the path")
@@ -42,11 +63,10 @@ def load_model(path: str | Path) -> Model:
         check_tensors(content["weights"], network.state_dict(), path.stat().st_size)
         network.load_state_dict(content["weights"], assign=True)
         model = Model(network.to(device(), memory_format=torch.channels_last).eval(), content["axis"],
-                      content["grid_mm"], content["input_px"], content["profile"], content["seed"], content["split"],
-                      tuple(content.get("modalities", ())))
+                      content["grid_mm"], content["input_px"], tuple(content.get("modalities", ())))
+        return model, dict(content["split"])
     except ScanError:
         raise
     except Exception as error:  # whatever a damaged or foreign file makes of the reader
         raise ScanError(f"{path}: is not a model of this package or is damaged ({first_line(error)}); "
                         "expected a file that `pointseg table1` or `train` wrote") from None
-    return model

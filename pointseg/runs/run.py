@@ -1,134 +1,137 @@
 """What a command has done so far, in a folder, so that it can be killed at any moment and go on.
 
-Each finished piece of work lies in a file of its own, whole or not at all: a trained model, a pseudo mask, the scores
-of a scan.  run.json says what the work was for; with other arguments, data or code it is refused, not mixed.
+A `Run` is the `keep` of `procedure.run`.  Each finished piece of work lies in a file of its own, whole or not at all: a
+trained model, a scan with its pseudo mask, the counts of a scan.  run.json says what the work was for; with other
+arguments, data or code it is refused, not mixed.
 """
 
 import contextlib
+import inspect
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-import numpy as np
+from filelock import FileLock, Timeout
 
 from pointseg.predict import Model
-from pointseg.runs.cache import VolumeFile, kept_volumes
-from pointseg.runs.checkpoint import Checkpoints
+from pointseg.preprocess import Prepared
+from pointseg.runs.checkpoint import Checkpoints, history_of
 from pointseg.runs.models import load_model, save_model
-from pointseg.runs.parallel import from_main, rank
+from pointseg.runs.processes import from_main, rank
+from pointseg.runs.volumes import kept_scan
 from pointseg.scans.files import hash_of, write_json
 from pointseg.train import History
 from pointseg.volume import ScanError
 
 RUN, DONE, SECONDS, LOCK = "run.json", "done.json", "seconds.json", "lock"
 T = TypeVar("T")
-Train = Callable[[Checkpoints | None], tuple[Model, History]]
 
 
+@dataclass
 class Run:
-    """A folder of finished pieces; without a folder nothing is kept, and every piece is made."""
+    """A folder of finished pieces, and the models beside it."""
 
-    def __init__(self, folder: Path | None = None):
-        self.folder, self.start = folder, time.monotonic()
-        self.before_s = self._json(SECONDS, {"seconds": 0.0})["seconds"] if folder else 0.0
+    folder: Path
+    models: Path  # folder for NAME.pt
+    about: Mapping = field(default_factory=dict)  # split, profile and seed, for the models' files
+    watch: Callable[..., Checkpoints] = Checkpoints
 
-    @classmethod
-    @contextlib.contextmanager
-    def begin(cls, folder: Path, identity: Callable[[], dict], restart: bool = False) -> Iterator["Run"]:
-        """Begin a run, or go on with it where it has the same identity: what its results depend on.
-
-        One run at a time; of its processes the first does this.  restart: throw away what another run left.
-        """
-        def begin() -> None:
-            stack.enter_context(_locked(folder))
-            if restart:
-                for path in folder.iterdir():
-                    if path.name != LOCK:
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
-            remove_leftovers(folder.parent, older_than_s=3600)  # where others may be writing
-            for below in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
-                remove_leftovers(below)
-            path, now = folder / RUN, json.loads(json.dumps(identity()))  # as it will be read
-            if path.is_file():
-                _refuse_other(path, now)
-            else:
-                write_json(path, now)
-
-        with contextlib.ExitStack() as stack:
-            from_main(begin)
-            yield cls(folder)
+    def __post_init__(self):
+        self.began_s = time.monotonic() - (self._json(SECONDS) or {"seconds": 0.0})["seconds"]
 
     @property
     def seconds(self) -> float:
         """All processes of this run took so long, but for what was lost."""
-        return self.before_s + time.monotonic() - self.start
+        return time.monotonic() - self.began_s
 
-    def remember(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` makes, as JSON holds it; made once."""
-        if self.folder is None:
-            return make()
-        if (known := self._json(f"{_safe(name)}.json", None)) is None:
-            write_json(self.folder / f"{_safe(name)}.json", known := make())
-            self.keep_seconds()
-        return known
-
-    def volume(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray | VolumeFile:
-        """A volume (z, y, x) uint8; made once."""
-        if self.folder is None:
-            return make()
-        volumes, _ = kept_volumes(self.folder / f"{_safe(name)}.volume", lambda: ({"labels": make()}, {}))
+    def __call__(self, name: str, make: Callable[..., T]) -> T:
+        """What `make` makes, made once: where it takes a `watch` a model and its history, else a scan, or what JSON
+        holds."""
+        if "watch" in inspect.signature(make).parameters:
+            return self.trained(name, self.models / f"{name}.pt", make)
+        arrays = self.folder / f"{_safe(name)}.npy"
+        if arrays.is_file():
+            return kept_scan(arrays, make)
+        if (known := self._json(f"{_safe(name)}.json")) is not None:
+            return known
+        made = make()
+        if isinstance(made, Prepared):
+            made = kept_scan(arrays, lambda: made)
+        else:
+            write_json(arrays.with_suffix(".json"), made)
         self.keep_seconds()
-        return volumes["labels"]
+        return made
 
-    def trained(self, name: str, path: Path | None, train: Train) -> tuple[Model, History]:
+    def trained(self, name: str, path: Path, train: Callable[..., tuple[Model, History]]) -> tuple[Model, History]:
         """A model in `path` and its history; trained once, and from the last checkpoint on where it was broken off.
 
-        train: given where to keep its checkpoints.  Of several processes the first writes.
+        Of several processes the first writes.
         """
-        if self.folder is None:
-            return train(None)
-        folder = self.folder / name
         if history := from_main(lambda: self._finished(name, path)):
             return load_model(path), history
-        model, history = train(Checkpoints(folder, on_write=self.keep_seconds))
+        watch = self.watch(name or path.stem, self.folder / name, on_write=self.keep_seconds)
+        model, history = train(watch=watch)
         if rank() == 0:
-            save_model(path, model)
-            write_json(folder / DONE, {"model": hash_of(path), "history": asdict(history)})
-            Checkpoints(folder).remove()
+            save_model(path, model, **self.about)
+            write_json(self.folder / name / DONE, {"model": hash_of(path), "history": asdict(history)})
+            watch.remove()
             self.keep_seconds()
         return model, history
 
-    def is_trained(self, name: str, path: Path) -> bool:
-        return self._finished(name, path) is not None
+    def is_trained(self, name: str) -> bool:
+        return self._finished(name, self.models / f"{name}.pt") is not None
 
     def keep_seconds(self) -> None:
-        if self.folder:
-            write_json(self.folder / SECONDS, {"seconds": self.seconds})
+        write_json(self.folder / SECONDS, {"seconds": self.seconds})
 
     def _finished(self, name: str, path: Path) -> History | None:
-        done = self._json(f"{name}/{DONE}" if name else DONE, None)
+        done = self._json(f"{name}/{DONE}" if name else DONE)
         if done is None:
             return None
         if not path.is_file() or hash_of(path) != done["model"]:
             print(f"{path}: is not the model that was trained here, so it is trained again")
             return None
-        return History.from_dict(done["history"])
+        return history_of(done["history"])
 
-    def _json(self, name: str, otherwise: object) -> object:
-        """What a file of this folder holds; a damaged one counts as missing."""
+    def _json(self, name: str) -> object | None:
+        """What a file of this folder holds; a missing or damaged one is None."""
         path = self.folder / name
-        if not path.is_file():
-            return otherwise
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text()) if path.is_file() else None
         except ValueError:
             print(f"{path}: is damaged, so what it held is made again")
-            return otherwise
+            return None
+
+
+@contextlib.contextmanager
+def begin(folder: Path, identity: Callable[[], dict], restart: bool = False) -> Iterator[None]:
+    """Begin a run, or go on with it where it has the same identity: what its results depend on.
+
+    One run at a time; of its processes the first does this.  restart: throw away what another run left.
+    """
+    def first() -> None:
+        stack.enter_context(_locked(folder))
+        if restart:
+            for path in folder.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove_leftovers(folder.parent, older_than_s=3600)  # where others may be writing
+        for below in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+            remove_leftovers(below)
+        path, now = folder / RUN, json.loads(json.dumps(identity()))  # as it will be read
+        if path.is_file():
+            _refuse_other(path, now)
+        else:
+            write_json(path, now)
+
+    with contextlib.ExitStack() as stack:
+        from_main(first)
+        yield
 
 
 def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
@@ -169,17 +172,11 @@ def _differences(known: object, now: object, name: str = "") -> Iterator[str]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """This process alone works in a folder.  A killed one holds it no longer.  Not on Windows, which has no fcntl."""
+    """This process alone works in a folder.  A killed one holds it no longer."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a") as file:
-        try:
-            import fcntl
-        except ModuleNotFoundError:
+    try:
+        with FileLock(folder / LOCK, timeout=0):
             yield
-            return
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ScanError(f"{folder}: another process works here, expected one at a time; wait for it, stop it, or "
-                            "write elsewhere") from None
-        yield
+    except Timeout:
+        raise ScanError(f"{folder}: another process works here, expected one at a time; wait for it, stop it, or "
+                        "write elsewhere") from None

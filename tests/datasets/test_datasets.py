@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 
 from pointseg.datasets.manifest import Case, read_manifest, write_manifest
-from pointseg.datasets.split import Split, largest_remainder, split_cases
+from pointseg.datasets.split import Split, largest_remainder, names_of, split_cases, split_without_flaws
 from pointseg.scans.files import write_image
 from pointseg.scans.volumes import geometry_of, to_own_geometry, write_volume
 from pointseg.volume import Geometry, ScanError, Volume
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real scans (../shared/data) are not here")
 
 
 def case(source: str, number: int, patient: str | None = None) -> Case:
@@ -112,6 +110,28 @@ def test_split_is_the_same_in_another_process():
                            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}).stdout
             for seed in ("1", "2")]
     assert runs[0] == runs[1] == " ".join(c.name for c in split_cases(cases_of(a=8, b=5), 7).test) + "\n"
+
+
+def test_flawed_cases_are_left_out_and_named(capsys):
+    cases = cases_of(a=7)
+    split = split_without_flaws([replace(cases[0], flaw="L3 is missing"), *cases[1:]], seed=0)
+    assert "a/000 (L3 is missing)" in capsys.readouterr().out
+    assert sorted(c.name for part in names_of(split).values() for c in cases if c.name in part) == [
+        c.name for c in cases[1:]]
+
+
+def test_the_published_split_is_taken_on_demand():
+    parts = ["train", "train", "test", "train", "validation", "train", "test"]
+    cases = [replace(c, part=part) for c, part in zip(cases_of(a=7), parts, strict=True)]
+    split = split_without_flaws(cases, 0, published=True)
+    assert [[c.part for c in part] for part in (split.train, split.validation, split.test)] == [
+        ["train"] * 4, ["validation"], ["test"] * 2]
+    assert split_without_flaws(cases, 0) == split_cases(cases, 0)
+    leaking = [replace(c, patient="one") for c in cases]
+    for wrong, said in ((leaking, "patients in two parts"), (cases[:2], "no case in the published validation and test"),
+                        ([replace(cases[0], part=""), *cases[1:]], "1 of 7 cases without")):
+        with pytest.raises(ScanError, match=said):
+            split_without_flaws(wrong, 0, published=True)
 
 
 @pytest.mark.parametrize("cases, found", [([], 0), (cases_of(a=2), 2), ([case("a", k, "p") for k in range(9)], 1)])
@@ -265,17 +285,3 @@ def test_failed_write_keeps_the_old_manifest(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["a", "b", "manifest.csv"]
 
 
-# --- the real dataset folder ---
-
-@needs_data
-def test_real_manifest():
-    """37 + 13 + 4 + 1 + 1 + 1 patients, so 25 + 9 + 3 + 3 for training and 6 + 2 (+ 1 of USiegen to test) beside."""
-    cases = read_manifest(DATA)
-    assert Counter(c.source for c in cases) == {"myosegmentum": 37, "plos": 13, "usiegen": 8, "ct_totalsegmentator": 1,
-                                                "ct_verse": 1, "ct_tptbox": 1}
-    split = split_cases(cases)
-    patients = [len({(c.source, c.patient) for c in part}) for part in (split.train, split.validation, split.test)]
-    assert patients == [25 + 9 + 3 + 3, 6 + 2, 6 + 2 + 1]
-    parts_of_b = [part for part in (split.train, split.validation, split.test)
-                  if any(c.patient == "usiegen-b" for c in part)]
-    assert len(parts_of_b) == 1 and sum(c.patient == "usiegen-b" for c in parts_of_b[0]) == 3

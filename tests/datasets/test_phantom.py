@@ -1,7 +1,6 @@
 """Synthetic scans: the same for the same seed, shaped like a spine, and no easier than real ones."""
 
 import csv
-import time
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +46,6 @@ def test_the_seed_decides_everything(modality):
     assert a.geometry.shape_zyx == a.image.shape == a.mask.shape and a.geometry.orientation == "LPI"
 
 
-def test_no_global_random_state():
-    np.random.seed(0)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    a = make_phantom(3, "MR", spacing_mm=4.0)
-    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
-    np.random.seed(1)  # noqa: NPY002
-    assert np.array_equal(a.image, make_phantom(3, "MR", spacing_mm=4.0).image)
-
-
 @pytest.mark.parametrize("modality", ["MR", "CT"])
 def test_a_coarse_grid_shows_the_same_patient(modality):
     fine, coarse = make_phantom(1, modality, 1.0).mask[::2, ::2, ::2], make_phantom(1, modality, 2.0).mask
@@ -64,11 +54,6 @@ def test_a_coarse_grid_shows_the_same_patient(modality):
     for k in range(1, 6):
         overlap = ((fine == k) & (coarse == k)).sum() * 2 / ((fine == k).sum() + (coarse == k).sum())
         assert overlap > (.97 if modality == "MR" else .9), (k, overlap)  # thin processes fall through 2 mm
-
-
-def test_unknown_modality_is_refused():
-    with pytest.raises(ValueError, match="PET"):
-        make_phantom(0, "PET")
 
 
 # ---------------------------------------------------------------------------------------------------------- anatomy
@@ -143,15 +128,6 @@ def test_values_are_those_of_the_scanner(mr, ct):
         assert v.image[bone & ~ndimage.binary_erosion(bone)].mean() > v.image[deep].mean() + 20  # cortical shell
 
 
-def test_a_millimetre_scan_takes_under_two_seconds():
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        make_phantom(0, "CT", 1.0)  # the largest kind
-        times.append(time.perf_counter() - start)
-    assert min(times) < 4.0  # twice what is promised: CI machines are noisy
-
-
 # ------------------------------------------------------------------------------------------------------------- hard
 
 def watershed_confusion(image, mask, spacing_mm):
@@ -169,12 +145,6 @@ def test_the_watershed_is_a_fair_ruler(mr):
 def test_phantoms_are_not_solved_by_a_watershed(mr):
     score = weighted_dice(sum(watershed_confusion(v.image, v.mask, v.spacing_mm) for v in mr))
     assert .3 < score < .70, score  # real MR scans at 2 mm: 0.50, 0.59, 0.54 by source
-
-
-def test_phantoms_at_one_millimetre_are_not_either():
-    scans = [make_phantom(seed, "MR", 1.0) for seed in (0, 3)]
-    score = weighted_dice(sum(watershed_confusion(v.image, v.mask, v.spacing_mm) for v in scans))
-    assert .3 < score < .70, score  # real: 0.53, 0.69, 0.57
 
 
 def test_ct_phantoms_are_as_hard_as_real_ct(ct):

@@ -1,7 +1,7 @@
 """The assignments in notebooks/course: what students are handed, and how nbgrader grades what they hand in.
 
 In each assignment four students hand in: one the source's own solution, the others the wrong answers that are planted
-in tests/planted/<assignment>.py.
+in planted/<assignment>.py.
 """
 
 import os
@@ -23,7 +23,7 @@ from nbgrader.apps import NbGraderAPI  # noqa: E402
 from traitlets.config import PyFileConfigLoader  # noqa: E402
 
 TESTS = Path(__file__).parent
-COURSE = TESTS.parent / "notebooks" / "course"
+COURSE = TESTS.parents[1] / "notebooks" / "course"
 ASSIGNMENTS = sorted(path.stem for path in COURSE.glob("source/*/*.ipynb"))
 ANSWERS = ["solution", "wrong-0", "wrong-1", "wrong-2"]  # the students, by what they hand in
 WITH_BENCH = ("separation", "solution")

@@ -96,13 +96,6 @@ def test_points_are_dots_that_can_be_hidden():
     assert viewer.figure._repr_png_().startswith(PNG)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float16, np.float64, bool])
-def test_any_real_image(dtype):
-    viewer = SliceViewer((grey() % 2).astype(dtype))
-    assert viewer.picture.value == SliceViewer(grey() % 2).picture.value
-    assert [s // 2 for s in SHAPE[::-1]][0] == viewer.index.value  # no labels: the middle
-
-
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(10, 20, 30\) and labels \(10, 20, 29\)"):
         SliceViewer(grey(), block()[:, :, 1:])

@@ -12,11 +12,9 @@ from matplotlib.image import imread
 from scipy import ndimage
 
 from pointseg.points import sample_points
-from pointseg.preprocess import prepare
 from pointseg.report import plot
-from pointseg.scans.volumes import read_volume
 from pointseg.train import History, Round
-from pointseg.volume import CLASSES, UNLABELLED, ScanError
+from pointseg.volume import CLASSES, UNLABELLED
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SPACING_MM = (2.0, 1.0, 3.0)  # (z, y, x)
@@ -100,12 +98,6 @@ def test_outline_runs_around_a_class_also_at_the_planes_edge_and_not_inside_it(t
     assert coloured[:3, 36:84].any(0).all()  # along the top edge of the picture
     assert coloured[57:63, 36:84].any(0).all() and coloured[6:54, 27:33].any(1).all()  # below, and at the left
     assert not coloured[6:54, 36:84].any() and not coloured[66:].any()  # neither inside nor around unlabelled voxels
-
-
-def test_aspect_is_row_over_column_spacing():
-    ax = plot.Figure().add_subplot()
-    plot.overlay(ax, grey()[0], spine()[0], (3.0, 1.5))
-    assert ax.get_aspect() == 2.0
 
 
 def millimetre(ax) -> tuple[float, float]:
@@ -249,64 +241,21 @@ def test_confusion_is_in_percent_of_the_true_class(tmp_path):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("prediction", "truth")
 
 
-@pytest.mark.parametrize("before", [None, b"an older picture"])
-def test_a_failed_save_leaves_nothing_new(tmp_path, monkeypatch, before):
-    target = tmp_path / "figures" / "a.png"
-    if before:
-        target.parent.mkdir()
-        target.write_bytes(before)
-    figure = plot.Figure()
-
-    def half(path, **options):
-        Path(path).write_bytes(b"half")
-        raise RuntimeError("the renderer died")
-
-    monkeypatch.setattr(figure, "savefig", half)
-    with pytest.raises(RuntimeError, match="the renderer died"):
-        plot.save(figure, target)
-    assert [f.read_bytes() for f in target.parent.iterdir()] == ([before] if before else [])
-
-
-def test_a_picture_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ScanError, match="file/a.png: cannot be written"):
-        plot.save(plot.Figure(), tmp_path / "file" / "a.png")
-    (tmp_path / "taken.png").mkdir()
-    with pytest.raises(ScanError, match="taken.png: cannot be written"):
-        plot.save(plot.Figure(), tmp_path / "taken.png")
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "taken.png"]
-
-
 @pytest.mark.parametrize("width_inch, width_px", [(5, 5 * plot.DPI), (20, plot.PAGE_PX)])
 def test_notebooks_show_a_figure_no_wider_than_the_page_needs(width_inch, width_px):
     png = plot.Figure((width_inch, 2))._repr_png_()
     assert imread(io.BytesIO(png), format="png").shape[1] == width_px
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real scans (../shared/data) are not here")
-def test_real_scan_through_all_stages(tmp_path):
-    case = DATA / "myosegmentum"
-    scan = prepare(read_volume(case / "04_img.nii.gz", case / "04_vert.nii.gz"), 2.0)
-    predictions = {"points": sample_points(scan.mask, np.random.default_rng(0)),
-                   "transverse": ndimage.binary_dilation(scan.mask > 0).astype(np.uint8),
-                   "coronal": np.roll(scan.mask, 4, 1), "sagittal": np.roll(scan.mask, 3, 0),
-                   "pseudo mask": np.where(ndimage.binary_erosion(scan.mask > 0), scan.mask, 0).astype(np.uint8),
-                   "result": ndimage.grey_dilation(scan.mask, (3, 3, 3)), "reference": scan.mask, "truth": scan.mask}
-    picture = rendered(plot.stages(scan.image, predictions, scan.spacing_mm, title=scan.name), tmp_path / "a.png")
-    assert picture.shape[1] == 1600 and 600 < picture.shape[0] < 1300
-    assert all(shares(picture, colour) > 0.0005 for colour in [*RGB, matplotlib.colors.to_rgb(plot.VERTEBRA_COLOUR)])
-
-
-def test_centre_and_box_do_not_list_all_voxels():
+def test_the_centre_is_found_without_a_list_of_all_voxels():
     """A list of indices takes 24 bytes a voxel: of a large CT more than the memory."""
     labels = np.ones((96, 128, 128), np.uint8)
-    for function in (lambda: plot.centre_of(labels), lambda: plot._box(labels, SPACING_MM)):
-        tracemalloc.start()
-        try:
-            function()
-            assert tracemalloc.get_traced_memory()[1] < 6 * labels.size
-        finally:
-            tracemalloc.stop()
+    tracemalloc.start()
+    try:
+        plot.centre_of(labels)
+        assert tracemalloc.get_traced_memory()[1] < 6 * labels.size
+    finally:
+        tracemalloc.stop()
 
 
 def test_centre_by_hand():

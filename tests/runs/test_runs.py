@@ -13,30 +13,27 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import MagicMock, call
 
 import numpy as np
 import pytest
 import torch
-from tiny import MODELS, QUICK, TINY, schedule_of, tiny_dataset, tiny_network, tiny_scan
+from tiny import MODELS, TINY, schedule_of, tiny_scan, tiny_training
 
 from pointseg import profiles
 from pointseg.commands import main as cli
 from pointseg.datasets.manifest import read_manifest
 from pointseg.datasets.phantom import write_phantoms
-from pointseg.lessons.widgets import watch
-from pointseg.losses import consistency_term, point_term
-from pointseg.predict import validation_score
 from pointseg.report.plot import training
+from pointseg.runs import identity
 from pointseg.runs.checkpoint import BEFORE, LAST, Checkpoints
-from pointseg.runs.run import Run
+from pointseg.runs.run import Run, begin
 from pointseg.runs.weights import read_torch
 from pointseg.scans.files import WriteError
-from pointseg.train import History, fit
+from pointseg.train import History, Watch
 from pointseg.volume import ScanError
 
 SCHEDULE = schedule_of((1, 3), (2, 2), learning_rate=3e-3, round_steps=5, patience=2)
-STEPS = 20
 
 
 class Killed(BaseException):
@@ -46,22 +43,26 @@ class Killed(BaseException):
 class EachStep(Checkpoints):
     """Keeps every state, and is killed when asked to."""
 
-    killed_after = None
+    def __init__(self, folder: Path, killed_after: int | None = None, **options):
+        super().__init__("training", folder, **options)
+        self.killed_after = killed_after
 
-    def due(self, least_s: float = 0.0) -> bool:
+    def due(self, least_s: float) -> bool:
         return True
 
     def write(self, state: dict) -> None:
         super().write(state)
-        if state["place"]["step"] == self.killed_after:
+        if state["step"] == self.killed_after:
             raise Killed
 
 
-def trained(keeper: Checkpoints | None = None, **options) -> tuple[History, dict[str, torch.Tensor]]:
-    network = tiny_network()
-    history = fit(network, tiny_dataset(), [(1.0, point_term), (0.1, consistency_term)], SCHEDULE,
-                  lambda n: validation_score(n, [tiny_scan(2)], "sagittal", 32), 7, keeper=keeper, **options)
-    return history, network.state_dict()
+def trained(watch: Watch | None = None) -> tuple[History, dict[str, torch.Tensor]]:
+    return tiny_training(SCHEDULE, watch)
+
+
+def killed_at(folder: Path, step: int) -> None:
+    with pytest.raises(Killed):
+        trained(EachStep(folder, step))
 
 
 def assert_same(a: tuple[History, dict], b: tuple[History, dict]) -> None:
@@ -78,42 +79,19 @@ def uninterrupted() -> tuple[History, dict]:
 
 # --- a training ---
 
-@pytest.mark.parametrize("steps", [(1,), (4,), (5,), (7, 8, 12), (19,), (20,)], ids=str)
+@pytest.mark.parametrize("steps", [(1,), (4,), (5, 5), (7, 8, 12), (20,), (20, 20)], ids=str)
 def test_a_training_goes_on_bit_by_bit(tmp_path, uninterrupted, steps):
-    """Killed once or several times: within a round, at its end, after a change of the rate, after the last step."""
+    """Killed once or several times: within a round, before and after it is scored, after a change of the rate, after
+    the last step."""
     for step in steps:
-        keeper = EachStep(tmp_path)
-        keeper.killed_after = step
-        with pytest.raises(Killed):
-            trained(keeper)
+        killed_at(tmp_path, step)
         torch.rand(3)  # what the next process draws before
-    assert_same(trained(Checkpoints(tmp_path)), uninterrupted)
+    assert_same(trained(Checkpoints("training", tmp_path)), uninterrupted)
 
 
-def test_a_finished_training_is_not_repeated(tmp_path, uninterrupted):
-    trained(EachStep(tmp_path))
-
-    def no_more(network):
-        raise AssertionError("validated again")
-
-    network = tiny_network()
-    history = fit(network, tiny_dataset(), [(1.0, point_term)], SCHEDULE, no_more, 7, keeper=Checkpoints(tmp_path))
-    assert_same((history, network.state_dict()), uninterrupted)
-
-
-def test_workers_do_not_change_a_training(uninterrupted):
-    assert_same(trained(workers=2), uninterrupted)
-
-
-def test_checkpoints_do_not_change_a_training(tmp_path, uninterrupted):
-    assert_same(trained(EachStep(tmp_path)), uninterrupted)
-
-
-def killed_at(folder: Path, step: int) -> None:
-    keeper = EachStep(folder)
-    keeper.killed_after = step
-    with pytest.raises(Killed):
-        trained(keeper)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_neither_checkpoints_nor_workers_change_a_training(tmp_path, uninterrupted, workers):
+    assert_same(trained(EachStep(tmp_path, workers=workers)), uninterrupted)
 
 
 DAMAGES = {"empty": lambda content: b"", "half": lambda content: content[: len(content) // 2],
@@ -125,46 +103,25 @@ DAMAGES = {"empty": lambda content: b"", "half": lambda content: content[: len(c
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, capsys, uninterrupted, damage):
     killed_at(tmp_path, 8)
     (tmp_path / LAST).write_bytes(DAMAGES[damage]((tmp_path / LAST).read_bytes()))
-    assert Checkpoints(tmp_path).read()["place"]["step"] == 7
+    assert Checkpoints("training", tmp_path).read()["step"] == 7
     assert f"{tmp_path / LAST}: is damaged" in capsys.readouterr().out
-    assert_same(trained(Checkpoints(tmp_path)), uninterrupted)
+    assert_same(trained(Checkpoints("training", tmp_path)), uninterrupted)
 
 
 def test_two_damaged_checkpoints_begin_anew(tmp_path, capsys, uninterrupted):
     killed_at(tmp_path, 8)
     for name in (LAST, BEFORE):
         (tmp_path / name).write_bytes(b"")
-    assert_same(trained(Checkpoints(tmp_path)), uninterrupted)
+    assert_same(trained(Checkpoints("training", tmp_path)), uninterrupted)
     said = capsys.readouterr().out
     assert "the one before it is used" in said and "this training starts anew" in said
 
 
-def test_killed_between_the_two_names(tmp_path, uninterrupted):
+def test_killed_between_the_two_names(tmp_path):
     """The last state has its new name, the next one not yet the old: the last is found."""
     killed_at(tmp_path, 8)
     os.replace(tmp_path / LAST, tmp_path / BEFORE)
-    assert Checkpoints(tmp_path).read()["place"]["step"] == 8
-    assert_same(trained(Checkpoints(tmp_path)), uninterrupted)
-
-
-def test_every_flipped_bit_is_found_or_harmless(tmp_path):
-    """300 of them, one at a time: never another state."""
-    killed_at(tmp_path, 8)
-    path, rng = tmp_path / LAST, np.random.default_rng(0)
-    content, expected = path.read_bytes(), read_torch(tmp_path / LAST)
-    found = 0
-    for at in rng.integers(0, len(content), 300):
-        damaged = bytearray(content)
-        damaged[at] ^= 1 << int(rng.integers(8))
-        path.write_bytes(damaged)
-        try:
-            state = read_torch(path)
-        except Exception:
-            found += 1
-            continue
-        assert all(torch.equal(x, state["network"][k]) for k, x in expected["network"].items())
-        assert state["place"] == expected["place"]
-    assert found > 200
+    assert Checkpoints("training", tmp_path).read()["step"] == 8
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can mount a small disk")
@@ -181,8 +138,7 @@ def test_a_full_disk(tmp_path, uninterrupted):
         with pytest.raises(WriteError, match=r"checkpoint\.pt: cannot be written.*space"):
             trained(EachStep(disk))
         assert sorted(p.name for p in disk.iterdir()) == [BEFORE, LAST]
-        step = Checkpoints(disk).read()["place"]["step"]
-        assert step == 2
+        assert Checkpoints("training", disk).read()["step"] == 2
         subprocess.run(["mount", "-o", f"remount,size={10 * size}", str(disk)], check=True)
         assert_same(trained(EachStep(disk)), uninterrupted)
     finally:
@@ -193,117 +149,74 @@ def test_checkpoints_are_rarer_where_writing_takes_long(tmp_path, monkeypatch):
     """Every 5 s; but writing takes a twentieth of the time at most."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    keeper = Checkpoints(tmp_path, on_write=lambda: now.__setitem__(0, now[0] + 1.0))  # a second each
+    keeper = Checkpoints("training", tmp_path, on_write=lambda: now.__setitem__(0, now[0] + 1.0))  # a second each
     now[0] = 4.9
-    assert not keeper.due()
+    assert not keeper.due(5.0)
     now[0] = 5.0
-    assert keeper.due() and keeper.due(least_s=1.0)
+    assert keeper.due(5.0) and keeper.due(1.0)
     keeper.write({})
     now[0] += 19.9
-    assert not keeper.due() and not keeper.due(least_s=1.0)
+    assert not keeper.due(5.0) and not keeper.due(1.0)
     now[0] += 0.2
-    assert keeper.due()
+    assert keeper.due(5.0)
 
 
 def test_what_one_can_watch(tmp_path):
-    """A line a round with each term, and a picture a round."""
-    keeper = EachStep(tmp_path, picture=lambda network: np.full((8, 9, 3), 200, np.uint8))
-    history, _ = trained(keeper)
-    with open(tmp_path / "history.csv", newline="") as file:
+    """A line a round with each term, and a picture a round; drawn together, a row a training."""
+    for name in ("sagittal", "coronal"):
+        history, _ = trained(EachStep(tmp_path / name))
+    with open(tmp_path / "coronal" / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["step", "seconds", "learning_rate", "point_term", "consistency_term", "total",
                              "validation"]
     assert [int(r["step"]) for r in rows] == [r.step for r in history.rounds] == [5, 10, 15, 20]
     assert [float(r["point_term"]) for r in rows] == [r.losses["point_term"] for r in history.rounds]
     assert [float(r["validation"]) for r in rows] == [r.validation for r in history.rounds]
-    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == [f"{s:07d}.png" for s in (5, 10, 15, 20)]
+    images = sorted((tmp_path / "coronal" / "images").iterdir())
+    assert [p.name for p in images] == [f"{s:07d}.png" for s in (5, 10, 15, 20)]
 
-
-class Events:
-    """What TensorBoard's writer is told; the package itself is not among those that are tested with."""
-
-    def __init__(self, log_dir: Path, purge_step: int):
-        self.log_dir, self.purge_step, self.scalars, self.images = log_dir, purge_step, [], []
-        written.append(self)
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self.scalars.append((name, value, step))
-
-    def add_image(self, name: str, image: np.ndarray, step: int, dataformats: str) -> None:
-        self.images.append((name, image.shape, step, dataformats))
-
-    def flush(self) -> None:
-        self.flushed = len(self.scalars)
-
-
-written: list[Events] = []
-
-
-def test_tensorboard_is_told_the_same(tmp_path, monkeypatch):
-    """Each round once; gone on with, what a killed process may have told of later rounds is hidden."""
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Events))
-    written.clear()
-
-    class Shown(EachStep):
-        def show(self, history: History, network: torch.nn.Module) -> None:
-            super().show(history, network)
-            if history.rounds[-1].step == 10 and not written[1:]:
-                raise Killed
-
-    for _ in range(2):
-        keeper = Shown(tmp_path, picture=lambda network: np.full((8, 9, 3), 200, np.uint8))
-        keeper.tensorboard = True
-        with suppress(Killed):
-            history, _ = trained(keeper)
-    first, second = written
-    assert first.log_dir == second.log_dir == tmp_path / "tensorboard"
-    assert (first.purge_step, second.purge_step) == (5, 10)  # the state that was stored lies before the second round
-    assert [i[2] for i in first.images] == [5, 10] and [i[2] for i in second.images] == [10, 15, 20]
-    assert second.images[0] == ("middle slice", (8, 9, 3), 10, "HWC")
-    last = history.rounds[-1]
-    assert second.scalars[-5:] == [
-        *((f"loss/{name}", value, 20) for name, value in last.losses.items()),
-        ("learning rate", last.learning_rate, 20), ("validation", last.validation, 20)]
-    assert second.flushed == len(second.scalars) == 15
-
-
-def test_tensorboard_is_asked_for_where_it_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
-    assert cli.main(["table1", "--tensorboard"]) == 1
-    assert "--tensorboard: its package is not installed; pip install tensorboard" in capsys.readouterr().err
-
-
-def test_watching(tmp_path, monkeypatch):
-    """A row a training; drawn anew until the training is done."""
-    for name in ("sagittal", "coronal"):
-        trained(EachStep(tmp_path / name, picture=lambda network: np.full((8, 9, 3), 200, np.uint8)))
-    figure = training(tmp_path)
-    axes = figure.get_axes()
+    axes = training(tmp_path).get_axes()
     assert len(axes) == 8
     losses, rate, score, picture = axes[:4]
     assert [line.get_label() for line in losses.get_lines()] == ["point term", "consistency term", "total"]
     assert rate.get_lines()[0].get_ydata().tolist() == pytest.approx([3e-3, 3e-3, 1e-3, 1e-3])
     assert score.get_lines()[0].get_xdata().tolist() == [5, 10, 15, 20]
     assert len(picture.get_images()) == 1 and "step 20" in picture.get_title()
-    drawn = []
-
-    class Shown:
-        def update(self, figure):
-            drawn.append(figure)
-            if len(drawn) == 3:
-                for name in ("sagittal", "coronal"):
-                    (tmp_path / name / "done.json").write_text("{}")
-
-    monkeypatch.setattr("pointseg.lessons.widgets.display", lambda figure, display_id: Shown())
-    watch(tmp_path, every_s=0)
-    assert len(drawn) == 3
     with pytest.raises(ScanError, match=r"found no history\.csv"):
         training(tmp_path / "nowhere")
 
 
+def test_tensorboard_is_told_the_same(tmp_path, monkeypatch):
+    """Each round once; gone on with, what a killed process may have told of later rounds is hidden."""
+    tensorboard = MagicMock()  # the package itself is not among those that are tested with
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
+
+    class Shown(EachStep):
+        def show(self, history: History) -> None:
+            super().show(history)
+            if history.rounds[-1].step == 10 and tensorboard.SummaryWriter.call_count == 1:
+                raise Killed
+
+    for _ in range(2):
+        with suppress(Killed):
+            history, _ = trained(Shown(tmp_path, tensorboard=True))
+    writer, last = tensorboard.SummaryWriter, history.rounds[-1]  # the state that was kept lies before round 2
+    assert writer.call_args_list == [call(tmp_path / "tensorboard", purge_step=step) for step in (5, 10)]
+    assert [c.args[2] for c in writer().add_image.call_args_list] == [5, 10, 10, 15, 20]
+    assert [c.args for c in writer().add_scalar.call_args_list[-5:]] == [
+        *((f"loss/{name}", value, 20) for name, value in last.losses.items()),
+        ("learning rate", last.learning_rate, 20), ("validation", last.validation, 20)]
+
+
+def test_tensorboard_is_asked_for_where_it_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert cli.main(["table1", "--tensorboard", "--scans", "3", "--out", str(tmp_path)]) == 1
+    assert "--tensorboard: its package is not installed; pip install tensorboard" in capsys.readouterr().err
+
+
 # --- a run ---
 
-def identity() -> dict:
+def what() -> dict:
     return {"seed": 0, "data": {"a/1": "x" * 64}, "terms": "P"}
 
 
@@ -312,60 +225,63 @@ def identity() -> dict:
     ({"data": {"a/1": "y" * 64}}, "data a/1 ('xxx"), ({"data": {"a/1": "x" * 64, "a/2": "z"}}, "data a/2 (None there"),
     ({"code": "new"}, "code (None there, 'new' now)")])
 def test_another_run_is_refused_and_nothing_touched(tmp_path, change, said):
-    with Run.begin(tmp_path / "r", identity) as run:
-        assert run.remember("what", lambda: [1, 2]) == [1, 2]
-    with pytest.raises(ScanError) as refused, Run.begin(tmp_path / "r", lambda: identity() | change):
+    run = Run(tmp_path / "r", tmp_path)
+    with begin(run.folder, what):
+        assert run("what", lambda: [1, 2]) == [1, 2]
+    with pytest.raises(ScanError) as refused, begin(run.folder, lambda: what() | change):
         pass
     assert said in str(refused.value) and "--restart" in str(refused.value)
-    with Run.begin(tmp_path / "r", identity) as run:
-        assert run.remember("what", lambda: [3]) == [1, 2]
-    with Run.begin(tmp_path / "r", lambda: identity() | change, restart=True) as run:
-        assert run.remember("what", lambda: [3]) == [3]
+    with begin(run.folder, what):
+        assert run("what", lambda: [3]) == [1, 2]
+    with begin(run.folder, lambda: what() | change, restart=True):
+        assert run("what", lambda: [3]) == [3]
 
 
 def test_pieces_are_made_once_and_damaged_ones_again(tmp_path, capsys):
-    with Run.begin(tmp_path / "r", identity) as run:
-        assert run.remember("a/b", lambda: {"x": 0.1}) == {"x": 0.1}
-        labels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
-        assert np.array_equal(run.volume("v/w", lambda: labels), labels)
-    with Run.begin(tmp_path / "r", identity) as run:
-        assert np.array_equal(run.volume("v/w", lambda: 1 / 0), labels)
-        (tmp_path / "r" / "a" / "b.json").write_text('{"x": ')
-        assert run.remember("a/b", lambda: {"x": 0.2}) == {"x": 0.2}
-        assert f"{tmp_path / 'r' / 'a' / 'b.json'}: is damaged" in capsys.readouterr().out
-    nothing = Run()
-    assert nothing.remember("a", lambda: 1) == 1 and nothing.remember("a", lambda: 2) == 2
+    run = Run(tmp_path, tmp_path)
+    for number, scan in ((lambda: {"x": 0.1}, tiny_scan), (lambda: 1 / 0, lambda: 1 / 0)):
+        assert run("a/b", number) == {"x": 0.1}
+        kept = run("v/w", scan)
+        assert np.array_equal(kept.mask, tiny_scan().mask) and kept.name == "tiny"
+    (tmp_path / "a" / "b.json").write_text('{"x": ')
+    assert run("a/b", lambda: {"x": 0.2}) == {"x": 0.2}
+    assert f"{tmp_path / 'a' / 'b.json'}: is damaged" in capsys.readouterr().out
+    (tmp_path / "v" / "w.npy").write_bytes(b"half")
+    assert np.array_equal(run("v/w", lambda: tiny_scan(1)).image, tiny_scan(1).image)
+    assert f"{tmp_path / 'v' / 'w.npy'}: is damaged" in capsys.readouterr().out
+    (tmp_path / "v" / "w.npy").unlink()
+    assert np.array_equal(run("v/w", lambda: tiny_scan(2)).image, tiny_scan(2).image)
 
 
 def test_leftovers_of_a_killed_writer_are_swept(tmp_path):
     for folder in (tmp_path, tmp_path / "r", tmp_path / "r" / "sagittal"):
         (folder / ".writing-abc").mkdir(parents=True)
         (folder / ".writing-abc" / "half").write_text("half")
-    with Run.begin(tmp_path / "r", identity):
+    with begin(tmp_path / "r", what):
         assert list(tmp_path.rglob(".writing-*")) == [tmp_path / ".writing-abc"]  # another command's, perhaps
     os.utime(tmp_path / ".writing-abc", (0, 0))
-    with Run.begin(tmp_path / "r", identity):
+    with begin(tmp_path / "r", what):
         assert not list(tmp_path.rglob(".writing-*"))
 
 
 def test_names_stay_in_their_folder(tmp_path):
-    with Run.begin(tmp_path / "r", identity) as run:
-        for name in ("scores/../../outside", "/absolute", "a/b c:d"):
-            run.remember(name, lambda: 1)
+    run = Run(tmp_path / "r", tmp_path)
+    for name in ("scores/../../outside", "/absolute", "a/b c:d"):
+        assert run(name, lambda: 1) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["r"] and not Path("/absolute.json").exists()
 
 
 def test_one_process_at_a_time(tmp_path):
     """A second one is refused, until the first is gone, killed though it be."""
-    code = ("import sys, time; from pathlib import Path; from pointseg.runs.run import Run\n"
-            "with Run.begin(Path(sys.argv[1]), lambda: {'seed': 0}): print('in', flush=True); time.sleep(60)")
+    code = ("import sys, time; from pathlib import Path; from pointseg.runs.run import begin\n"
+            "with begin(Path(sys.argv[1]), lambda: {'seed': 0}): print('in', flush=True); time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "r")], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "in\n"
-    with pytest.raises(ScanError, match="another process works here"), Run.begin(tmp_path / "r", lambda: {"seed": 0}):
+    with pytest.raises(ScanError, match="another process works here"), begin(tmp_path / "r", lambda: {"seed": 0}):
         pass
     process.kill()
     process.wait()
-    with Run.begin(tmp_path / "r", lambda: {"seed": 0}):
+    with begin(tmp_path / "r", lambda: {"seed": 0}):
         pass
 
 
@@ -415,9 +331,7 @@ from pointseg import profiles
 from pointseg.commands import main as cli
 from pointseg.runs import checkpoint
 profiles.PROFILES["classroom"] = TINY
-checkpoint.EVERY_S = 0.0
-checkpoint.WRITING_SHARE = 1.0
-checkpoint.Checkpoints.due = lambda self, least_s=0.0: True
+checkpoint.Checkpoints.due = lambda self, least_s: True
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """
@@ -454,20 +368,17 @@ def test_table1_killed_at_random_moments(scans, whole, tmp_path):
     assert_same_table(tmp_path / "out", whole)
 
 
-def test_a_finished_table1_is_told_again_at_once(scans, whole, tmp_path, monkeypatch):
+def test_a_finished_table1_is_told_again_at_once(scans, whole, tmp_path):
     """Nothing is trained; a model that was replaced is trained again, and nothing else."""
-    copy = tmp_path / "copy"
-    shutil.copytree(whole, copy)
-    trainings = []
-    monkeypatch.setattr("pointseg.procedure.fit", lambda *a, **k: trainings.append(a[6]) or fit(*a, **k))
-    assert table1(scans, copy) == 0 and trainings == []
-    assert_same_table(copy, whole)
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    before = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.pt")}
     shutil.copy(copy / "coronal.pt", copy / "reference.pt")
-    assert table1(scans, copy) == 0 and trainings == ["reference"]
+    assert table1(scans, copy) == 0
+    assert [name for name in before if (copy / name).stat().st_mtime_ns != before[name]] == ["reference.pt"]
     assert_same_table(copy, whole)
 
 
-@pytest.mark.parametrize("more", [["--seed", "1"], ["--terms", "PC"]], ids=str)
+@pytest.mark.parametrize("more", [["--seed", "1"], ["--terms", "PC"], ["--batch", "5"]], ids=str)
 def test_table1_with_other_arguments_is_refused(scans, whole, capsys, more):
     before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
     assert table1(scans, whole, *more) == 1
@@ -476,13 +387,17 @@ def test_table1_with_other_arguments_is_refused(scans, whole, capsys, more):
     assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
 
 
-def test_table1_with_other_data_is_refused(scans, whole, tmp_path, capsys):
-    copy = tmp_path / "scans"
-    shutil.copytree(scans, copy)
-    cases = read_manifest(copy)
+def test_table1_with_other_data_or_code_is_refused(scans, whole, tmp_path, capsys, monkeypatch):
+    data = shutil.copytree(scans, tmp_path / "scans")
+    cases = read_manifest(data)
     shutil.copy(cases[1].image, cases[0].image)
-    assert table1(copy, whole) == 1
+    assert table1(data, whole) == 1
     assert f"data {cases[0].name}" in capsys.readouterr().err
+    package = shutil.copytree(identity.PACKAGE, tmp_path / "package")
+    (package / "fusion.py").write_text("1 / 0")
+    monkeypatch.setattr(identity, "PACKAGE", package)
+    assert table1(scans, whole) == 1
+    assert "different in code (" in capsys.readouterr().err
 
 
 def test_models_side_by_side_are_those_one_after_the_other(scans, tmp_path):
@@ -522,11 +437,10 @@ def test_train_goes_on_and_keeps_what_one_can_watch(scans, tmp_path, capsys, mon
     process.kill()
     process.communicate()
     assert not model.exists()
-    written.clear()
     monkeypatch.setattr(cli, "find_spec", lambda name: name == "tensorboard")
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Events))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard := MagicMock())
     assert cli.main([*arguments, "--tensorboard"]) == 0
-    assert [events.log_dir for events in written] == [tmp_path / "sagittal-training" / "tensorboard"]
+    assert [c.args[0] for c in tensorboard.SummaryWriter.call_args_list] == [last.with_name("tensorboard")]
     assert "best validation" in capsys.readouterr().out
     assert not last.exists() and (tmp_path / "sagittal-training" / "history.csv").is_file()
     assert cli.main([*arguments[:-1], str(tmp_path / "again.pt")]) == 0
@@ -542,10 +456,3 @@ def test_a_model_of_masks_is_the_reference(scans, whole, tmp_path):
                      "-o", str(path)]) == 0
     weights, expected = (read_torch(p)["weights"] for p in (path, whole / "reference.pt"))
     assert all(torch.equal(x, expected[name]) for name, x in weights.items()) and len(weights) == len(expected)
-
-
-def test_the_schedule_is_part_of_a_run(scans, whole, monkeypatch, capsys):
-    monkeypatch.setitem(profiles.PROFILES, "classroom", dataclasses.replace(TINY, full=dataclasses.replace(
-        QUICK, round_steps=11)))
-    assert table1(scans, whole) == 1
-    assert "profile full round_steps (10 there, 11 now)" in capsys.readouterr().err

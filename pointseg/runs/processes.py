@@ -1,0 +1,82 @@
+"""What one of several processes has to know: which it is, what the first has made, how many cores it may take.
+
+A process that is alone is rank 0 of 1.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import numba
+import torch
+import torch.distributed as dist
+
+from pointseg.volume import ScanError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What rank 0 makes, for all; what it raises, for all too."""
+    if world_size() == 1:
+        return make()
+    made: list = [None]
+    if rank() == 0:
+        try:
+            made = [make()]
+        except ScanError as error:
+            made = [error]
+    dist.broadcast_object_list(made, 0)
+    if isinstance(made[0], ScanError):
+        raise made[0]
+    return made[0]
+
+
+def side_by_side(work: Callable[[str], None], names: Sequence[str], at_once: int) -> None:
+    """Call work(name) for each name, so many at a time, each in a process and with a GPU of its own, where there is
+    one.   work can be pickled.  Where one fails the others end what they are at: what is done is kept in files."""
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU
+    places = context.SimpleQueue()
+    for place in range(at_once):
+        places.put(place)
+    with ProcessPoolExecutor(at_once, context, _begin, (places, min(at_once, len(names)))) as pool:
+        try:
+            for done in as_completed([pool.submit(work, name) for name in names]):
+                done.result()
+        except BrokenProcessPool:
+            raise ScanError(f"one of the processes that trained {', '.join(names)} was killed, most likely for lack of "
+                            "memory; train fewer models --at-once; started again, the run goes on") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(places, processes: int) -> None:
+    """One of several processes: it takes its share of the cores, a GPU, and does not outlive its parent."""
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(places.get() % torch.cuda.device_count())
+    take_cores(processes)
+
+
+def take_cores(processes: int, of_torch: bool = True) -> None:
+    """This process is one of several on a machine: each takes its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    if of_torch:
+        torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
