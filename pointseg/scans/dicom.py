@@ -15,7 +15,7 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
-from pointseg.scans.files import Stored, first_line, native_messages, reason
+from pointseg.scans.files import Stored, first_line, quiet, reason
 from pointseg.volume import ScanError
 
 UNEVEN_MAX = 0.1  # share by which the smallest step between slices may fall short of the largest
@@ -276,7 +276,7 @@ def _pixels(source: Path, headers: Sequence[Header]) -> sitk.Image:
                             "values")
         _check_length(header)
     files = [str(h.path) for h in headers]
-    with native_messages():
+    with quiet():
         try:
             return sitk.ReadImage(files if len(files) > 1 else files[0])
         except RuntimeError as error:

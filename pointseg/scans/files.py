@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+import numpy as np
 import SimpleITK as sitk
 
 from pointseg.volume import ScanError
@@ -63,7 +63,7 @@ def write_image(path: Path, image: sitk.Image) -> None:
     if ".nii" in path.name and max(image.GetSize()) > NIFTI_SIZE_MAX:
         raise ScanError(f"{path}: cannot be written ({max(image.GetSize())} voxels along an axis), expected at most "
                         f"{NIFTI_SIZE_MAX} for NIfTI; write .mha or .nrrd")
-    with whole_file(path) as part, native_messages():
+    with whole_file(path) as part, quiet():
         # Under a plain name: the library takes some names, such as a.img.nii, for those of other formats.
         plain = part.with_name("image" + next(e for e in WRITABLE if path.name.endswith(e)))
         try:
@@ -83,7 +83,7 @@ def check_format(path: Path) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file, whole or not at all."""
     with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.write_text(json.dumps(content, indent=2, default=np.ndarray.tolist) + "\n")
 
 
 def hash_of(path: Path) -> str:
@@ -113,16 +113,15 @@ def reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def native_messages() -> Iterator[BinaryIO]:
-    """Collect what the C++ libraries print to stderr (they know no other way), and switch ITK's warnings off."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+def quiet() -> Iterator[None]:
+    """Without what the C++ libraries print to stderr, which knows nothing of what we say in its place."""
+    shown, stderr = sitk.ProcessObject.GetGlobalWarningDisplay(), os.dup(2)
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as messages:
-        stderr = os.dup(2)
-        os.dup2(messages.fileno(), 2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
         try:
-            yield messages
+            yield
         finally:
             sitk.ProcessObject.SetGlobalWarningDisplay(shown)
             os.dup2(stderr, 2)

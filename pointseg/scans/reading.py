@@ -1,6 +1,6 @@
-"""Scan files in: SimpleITK reads them, and what it would accept in silence is refused here, or said.
+"""Scan files in, whatever their format; what the libraries would accept in silence is refused here, or said.
 
-Half a file, a spacing that is missing, not a number or in metres, a header that promises more than the file can hold:
+A spacing that is missing, not a number or in metres, half a file, a header that promises more than the file can hold:
 SimpleITK alone returns a scan for each of these.
 """
 
@@ -8,18 +8,17 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
 
 from pointseg.scans import nifti, textheaders
 from pointseg.scans.dicom import COSINE_TOLERANCE, is_dicom, read_frames, read_series
-from pointseg.scans.files import Damaged, Stored, first_line, native_messages, reason
+from pointseg.scans.files import Damaged, Stored, first_line, quiet, reason
 from pointseg.volume import ScanError
 
-READERS = {"NIfTI": "NiftiImageIO", "MHA": "MetaImageIO", "NRRD": "NrrdImageIO"}  # SimpleITK's
-SCAN_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
+READERS = {"MHA": "MetaImageIO", "NRRD": "NrrdImageIO"}  # SimpleITK's
+SCAN_ENDINGS = (".nii", ".nii.gz", ".hdr", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
 SPACING_MM = (0.02, 50.0)  # outside, a header most likely holds metres, micrometres or nonsense
 EXTENT_MM, EXTENT_LITRES = 2500.0, 1000.0  # a larger scan is not of a person, and its 1 mm grid fills the memory
 NO_ORIENTATION = ("its header does not say how it lies in the patient, so the axes are taken in the format's default "
@@ -57,7 +56,9 @@ def data_files(path: Path) -> list[Path]:
     """All the files that a scan consists of."""
     if path.is_dir():
         return sorted(p for p in path.iterdir() if p.is_file())
-    return [path, *(textheaders.data_files(path) if path.suffix.lower() in (".mhd", ".nhdr", ".mha", ".nrrd") else [])]
+    if path.suffix.lower() in (".mhd", ".nhdr", ".mha", ".nrrd"):
+        return [path, *textheaders.data_files(path)]
+    return nifti.data_files(path)
 
 
 def _read_file(path: Path) -> Stored:
@@ -66,68 +67,29 @@ def _read_file(path: Path) -> Stored:
     except UnicodeEncodeError:
         raise ScanError(f"{ascii(str(path))[1:-1]}: cannot be read (its name is not UTF-8), expected a plain name; "
                         "rename it") from None
-    with native_messages() as messages:
-        kind = _format_of(path)
+    kind = _format_of(path)
+    if kind == "NIfTI":
+        return nifti.read_nifti(path, NO_ORIENTATION)
+    with quiet():
         if kind == "DICOM":
             return read_frames(path)
+        header = textheaders.read_header(path, kind)
         try:
-            if kind == "NIfTI":
-                image, notes = _read_nifti(path)
-            else:
-                header = (textheaders.check_mha if kind == "MHA" else textheaders.check_nrrd)(path)
-                image, notes = _execute(path, kind), [] if header.directed else [NO_ORIENTATION]
-                _check_agrees(path, image, header)
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO(READERS[kind])
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            _check_kind(path, reader)
+            textheaders.check_data(header, reader)
+            image = reader.Execute()
+            textheaders.check_read(header, image)
         except RuntimeError as error:
-            raise _unreadable(path, _text(messages) or reason(error)) from None
-        if "Uncompress failed" in _text(messages):  # MetaImage says so, and returns what it has
-            raise _unreadable(path, "its compressed data are damaged")
+            raise _unreadable(path, reason(error)) from None
+    notes = [] if header.directed else [NO_ORIENTATION]
     if image.GetDimension() == 4:
         image = image[:, :, :, 0]
-        notes = [*notes, "dropped a fourth axis of one frame"]
+        notes.append("dropped a fourth axis of one frame")
     return Stored(image, "", tuple(notes))
-
-
-def _read_nifti(path: Path) -> tuple[sitk.Image, list[str]]:
-    checked = nifti.check(path, NO_ORIENTATION)
-    notes = list(checked.notes)
-    with nifti.alone(path) as link:
-        try:
-            image = _execute(link, "NIfTI", path)
-        except RuntimeError as error:
-            if "orthonormal" not in str(error):
-                raise
-            with nifti.straightened(path) as copy:
-                if copy is None:
-                    raise
-                image = _execute(copy, "NIfTI", path)
-            notes.append("its axes were not quite at right angles and are straightened")
-    where, odd = checked.not_finite
-    if len(where):  # the library has made 0 of them, which in a CT is water
-        values = sitk.GetArrayFromImage(image)
-        values.ravel()[where] = odd
-        marked = sitk.GetImageFromArray(values, isVector=False)
-        marked.CopyInformation(image)
-        image = marked
-    return image, notes
-
-
-def _check_agrees(path: Path, image: sitk.Image, header: textheaders.TextHeader) -> None:
-    """The library must have understood the header as it is written."""
-    size, spacing, origin = image.GetSize(), image.GetSpacing()[:3], image.GetOrigin()[:3]
-    if size != header.size[:len(size)] or not np.allclose(spacing, header.spacing, rtol=1e-4) or (
-            header.origin is not None and not np.allclose(origin, header.origin, rtol=1e-4, atol=1e-4)):
-        raise Damaged(f"its header is read as {' x '.join(map(str, size))} voxels of "
-                      f"{' x '.join(f'{s:g}' for s in spacing)} mm, which is not what it says")
-
-
-def _execute(path: Path, kind: str, named: Path | None = None) -> sitk.Image:
-    """Read a file; `named` is what errors call it."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(READERS[kind])
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    _check_kind(named or path, reader)
-    return reader.Execute()
 
 
 def _format_of(path: Path) -> str:
@@ -136,7 +98,7 @@ def _format_of(path: Path) -> str:
         start = file.read(1024)
     if start.startswith(b"NRRD"):
         return "NRRD"
-    if nifti.is_nifti(path):
+    if nifti.is_nifti(path) or path.suffix == ".img":
         return "NIfTI"
     if re.search(rb"^\s*(ObjectType|NDims|DimSize)\s*=", start, re.MULTILINE):
         return "MHA"
@@ -181,8 +143,3 @@ def _shown(values: Sequence[float]) -> str:
 def _unreadable(path: Path, why: str) -> ScanError:
     return ScanError(f"{path}: cannot be read ({why}), expected a complete NIfTI, MHA, NRRD or DICOM file; "
                      "copy or convert it again")
-
-
-def _text(messages: BinaryIO) -> str:
-    messages.seek(0)
-    return " ".join(messages.read().decode(errors="replace").split())[:200]

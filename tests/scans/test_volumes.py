@@ -4,6 +4,7 @@ import itertools
 import struct
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -277,11 +278,35 @@ def test_not_a_scan(tmp_path):
             read_volume(tmp_path / name)
 
 
+def test_a_nifti_pair_is_its_single_file(tmp_path):
+    """By either of its files; an Analyze pair, which does not tell left from right, is refused."""
+    array = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+    image = nibabel.load(save(tmp_path / "whole.nii", sitk.GetImageFromArray(array)))
+    nibabel.Nifti1Pair(np.asarray(image.dataobj), image.affine, image.header).to_filename(tmp_path / "half.hdr")
+    expected = read_volume(tmp_path / "whole.nii")
+    for ending in ("hdr", "img"):
+        volume = read_volume(tmp_path / f"half.{ending}")
+        assert np.array_equal(volume.image, expected.image) and volume.geometry == expected.geometry
+    nibabel.AnalyzeImage(np.asarray(image.dataobj), image.affine).to_filename(tmp_path / "old.hdr")
+    with refused("old.hdr", "not that of NIfTI"):
+        read_volume(tmp_path / "old.hdr")
+
+
+@pytest.mark.parametrize("slope", [0.0, float("nan")])
+def test_a_slope_that_means_no_scaling(tmp_path, slope):
+    """The standard: without a slope the intercept counts for nothing either."""
+    path = save(tmp_path / "scan.nii", sitk.GetImageFromArray(np.arange(120, dtype=np.int16).reshape(4, 5, 6)))
+    expected, data = read_volume(path).image, bytearray(path.read_bytes())
+    struct.pack_into("<2f", data, 112, slope, 100.0)
+    path.write_bytes(data)
+    assert np.array_equal(read_volume(path).image, expected)
+
+
 @pytest.mark.parametrize("array, vector, found", [
     (np.zeros((5, 6), np.int16), False, "6 x 5 voxels"),
     (np.zeros((1, 5, 6), np.int16), False, "6 x 5 x 1 voxels"),
     (np.zeros((2, 4, 5, 6), np.int16), False, "6 x 5 x 4 x 2 voxels"),
-    (np.zeros((4, 5, 6, 3), np.uint8), True, "vector of 8-bit unsigned integer"),
+    (np.zeros((4, 5, 6, 3), np.uint8), True, "vector of 3 voxels"),
     (np.zeros((4, 5, 6), np.complex64), False, "complex"),
 ])
 def test_wrong_kind_of_image(tmp_path, array, vector, found):
