@@ -107,7 +107,7 @@ def run(plan: Plan, out: Path, data: str = "", restart: bool = False) -> Table:
         scans = plan.prepare()
         if plan.machine.at_once > 1 and (waiting := [name for name in INDEPENDENT if not keep.is_trained(name)]):
             side_by_side(partial(_train_alone, plan, out, mixed_precision()), waiting, plan.machine.at_once)
-        outcome = procedure.run(scans, plan.full_profile, plan.seed, terms_named(plan.letters, plan.profile), keep)
+        outcome = procedure.run(scans, plan.full_profile, plan.seed, terms_named(plan.letters, plan.profile), keep=keep)
         points = {p.scan.name: p for p in draw_points(scans.test, plan.seed)}
         answers = answers_of(outcome) | {"watershed": lambda scan: grown(points[scan.name], scan)}
         asked = ((answers, plan.split.test), ({"pseudo_mask_train": answers["pseudo_mask"]}, plan.split.train))
