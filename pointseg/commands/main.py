@@ -86,6 +86,17 @@ def parser() -> argparse.ArgumentParser:
                 "laid out as it is published, to a dataset folder (a manifest.csv beside NIfTI files). What OUT_DIR "
                 "holds already stays, but for cases of the same source and name. What is left out is named, with the "
                 "reason. data/README.md says where each dataset is found, and what it is good for.")
+    import_options(p)
+
+    p = command("segment", segment, "segment scans", "Segment scans (NIfTI, MHA, NRRD, DICOM). A mask has its scan's "
+                "own geometry and the values 0 background, 1..5 = L1..L5; beside it lie a picture in three planes and "
+                "a record with volumes and warnings. Several scans go into a folder, which gets a summary.csv as well; "
+                "started again, only what is missing is done. Exit status 1 says that a scan failed.")
+    segment_options(p)
+    return top
+
+
+def import_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES[:-1]) + "; or folder, for any other: "
                    "see the options below")
     p.add_argument("raw", type=Path, metavar="RAW_DIR", help="folder that the dataset was unpacked into")
@@ -103,10 +114,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--patient", metavar="REGEX", help="its first group, in the case's name, is the "
                    "patient; without it each case is one")
 
-    p = command("segment", segment, "segment scans", "Segment scans (NIfTI, MHA, NRRD, DICOM). A mask has its scan's "
-                "own geometry and the values 0 background, 1..5 = L1..L5; beside it lie a picture in three planes and "
-                "a record with volumes and warnings. Several scans go into a folder, which gets a summary.csv as well; "
-                "started again, only what is missing is done. Exit status 1 says that a scan failed.")
+
+def segment_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("scan", type=Path, nargs="+", metavar="SCAN",
                    help="a scan: a file or a DICOM folder; or a folder of scans; or a dataset folder")
     p.add_argument("--model", type=Path, required=True, help="a model that table1 or train wrote")
@@ -118,7 +127,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--series", default="", metavar="UID", help="SeriesInstanceUID, where a DICOM folder holds several")
     p.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="scans at a time, each in a process "
                    "(default 1)")
-    return top
 
 
 def data_options(p: argparse.ArgumentParser, required: bool = True) -> None:
