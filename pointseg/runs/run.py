@@ -42,7 +42,7 @@ class Run:
     watch: Callable[..., Checkpoints] = Checkpoints
 
     def __post_init__(self):
-        self.began_s = time.monotonic() - (self._json(SECONDS) or {"seconds": 0.0})["seconds"]
+        self.began_s = time.monotonic() - (self._json(self.folder / SECONDS) or {"seconds": 0.0})["seconds"]
 
     @property
     def seconds(self) -> float:
@@ -54,16 +54,16 @@ class Run:
         holds."""
         if "watch" in inspect.signature(make).parameters:
             return self.trained(name, self.models / f"{name}.pt", make)
-        arrays = self.folder / f"{_safe(name)}.npy"
+        arrays, numbers = (self.folder / f"{_safe(name)}{ending}" for ending in (".scan.npy", ".json"))
         if arrays.is_file():
             return kept_scan(arrays, make)
-        if (known := self._json(f"{_safe(name)}.json")) is not None:
+        if (known := self._json(numbers)) is not None:
             return known
         made = make()
         if isinstance(made, Prepared):
             made = kept_scan(arrays, lambda: made)
         else:
-            write_json(arrays.with_suffix(".json"), made)
+            write_json(numbers, made)
         self.keep_seconds()
         return made
 
@@ -90,7 +90,7 @@ class Run:
         write_json(self.folder / SECONDS, {"seconds": self.seconds})
 
     def _finished(self, name: str, path: Path) -> History | None:
-        done = self._json(f"{name}/{DONE}" if name else DONE)
+        done = self._json(self.folder / name / DONE)
         if done is None:
             return None
         if not path.is_file() or hash_of(path) != done["model"]:
@@ -98,9 +98,8 @@ class Run:
             return None
         return history_of(done["history"])
 
-    def _json(self, name: str) -> object | None:
-        """What a file of this folder holds; a missing or damaged one is None."""
-        path = self.folder / name
+    def _json(self, path: Path) -> object | None:
+        """What a file holds; a missing or damaged one is None."""
         try:
             return json.loads(path.read_text()) if path.is_file() else None
         except ValueError:

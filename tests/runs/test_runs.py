@@ -246,10 +246,10 @@ def test_pieces_are_made_once_and_damaged_ones_again(tmp_path, capsys):
     (tmp_path / "a" / "b.json").write_text('{"x": ')
     assert run("a/b", lambda: {"x": 0.2}) == {"x": 0.2}
     assert f"{tmp_path / 'a' / 'b.json'}: is damaged" in capsys.readouterr().out
-    (tmp_path / "v" / "w.npy").write_bytes(b"half")
+    (tmp_path / "v" / "w.scan.npy").write_bytes(b"half")
     assert np.array_equal(run("v/w", lambda: tiny_scan(1)).image, tiny_scan(1).image)
-    assert f"{tmp_path / 'v' / 'w.npy'}: is damaged" in capsys.readouterr().out
-    (tmp_path / "v" / "w.npy").unlink()
+    assert f"{tmp_path / 'v' / 'w.scan.npy'}: is damaged" in capsys.readouterr().out
+    (tmp_path / "v" / "w.scan.npy").unlink()
     assert np.array_equal(run("v/w", lambda: tiny_scan(2)).image, tiny_scan(2).image)
 
 
