@@ -34,10 +34,10 @@ class Schedule:
         A stage ends after `patience` rounds without a new best loss, or after its share of rounds; training ends with
         the last stage, or after `stop_after` new best losses without a new best score.
         """
-        stage, in_stage, stalled, bests_without_gain = 0, 0, 0, 0
-        best_loss, best_score = math.inf, -math.inf
+        stages = [stage for stage, most in enumerate(self.rounds) for _ in range(most)]  # of each round, at most
+        at, stalled, bests_without_gain, best_loss, best_score = 0, 0, 0, math.inf, -math.inf
         for r in rounds:
-            in_stage, stalled = in_stage + 1, stalled + 1
+            stage, at, stalled = stages[at], at + 1, stalled + 1
             gained = r.validation > best_score
             if gained:
                 best_score, bests_without_gain = r.validation, 0
@@ -46,11 +46,13 @@ class Schedule:
                 bests_without_gain += not gained
             if bests_without_gain >= self.stop_after:
                 return None
-            if stalled >= self.patience or in_stage == self.rounds[stage]:
-                stage, in_stage, stalled = stage + 1, 0, 0
-        if stage == len(self.divisors):
+            while stalled >= self.patience and stage in stages[at:]:
+                at += 1
+            if stage not in stages[at:]:
+                stalled = 0
+        if at == len(stages):
             return None
-        return functools.reduce(operator.truediv, self.divisors[: stage + 1], self.learning_rate)
+        return functools.reduce(operator.truediv, self.divisors[: stages[at] + 1], self.learning_rate)
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def test_training_step_by_hand():
 
 @pytest.mark.parametrize(("schedule", "losses", "scores", "expected"), [
     (schedule_of((1, 10, 10), (2, 2, 1)), [1] * 9, [0] * 9, [0.1, 0.1, 0.01, 0.01, 0.001]),
+    (schedule_of((1, 10, 10), (0, 1, 0)), [1] * 9, [0] * 9, [0.01]),
     # Two rounds without a new best loss end the first stage, 9 and 9 after 3 the second.
     (schedule_of((1, 10), (10, 10), patience=2), [5, 4, 4.5, 4, 3, 9, 9, 1], [0] * 8, [0.1] * 4 + [0.01] * 3),
     # A second stage that never beats the first one's 1 ends after its patience, falling losses or not.
@@ -106,7 +107,7 @@ def test_training_step_by_hand():
       for n in (1, 2, 3)),
     # After the first round's score only 4 and 3 are new best losses.
     (schedule_of(stop_after=2), [5, 6, 7, 4, 8, 3, 2, 1], [0.5] + [0.3] * 9, [0.1] * 6),
-], ids=["divisors", "patience", "best loss", "stop 1", "stop 2", "stop 3", "bests"])
+], ids=["divisors", "no rounds", "patience", "best loss", "stop 1", "stop 2", "stop 3", "bests"])
 def test_rates_by_hand(schedule, losses, scores, expected):
     rounds = []
     while (rate := schedule.next_rate(rounds)) is not None:
