@@ -126,7 +126,7 @@ def test_broken_off(how, jobs, model, tmp_path):
     """Every mask that is there is whole.  Ctrl-C, which reaches every process of the group: one line and nothing half
     done.  A second start ends with all masks."""
     (tmp_path / "scans").mkdir()
-    for k in range(16):
+    for k in range(40):
         save(tmp_path / "scans" / f"{k}.nii")
     command = [sys.executable, "-m", "pointseg", "segment", str(tmp_path / "scans"), "--model", str(model), "-o",
                str(tmp_path / "out"), "--jobs", jobs]
@@ -138,14 +138,14 @@ def test_broken_off(how, jobs, model, tmp_path):
     os.killpg(process.pid, how)
     _, said = process.communicate(timeout=30)
     masks = list(tmp_path.glob("out/*.nii.gz"))
-    assert 1 <= len(masks) < 16
+    assert 1 <= len(masks) < 40
     assert all(sitk.ReadImage(str(mask)).GetSize() == (24, 20, 16) for mask in masks)
     if how == signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in said
         assert said.endswith("pointseg segment: interrupted\n") and not list(tmp_path.glob("out/.writing-*"))
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "16 done" not in done.stdout and "0 failed" in done.stdout
-    assert len(list(tmp_path.glob("out/*.nii.gz"))) == 16
+    assert done.returncode == 0 and "40 done" not in done.stdout and "0 failed" in done.stdout
+    assert len(list(tmp_path.glob("out/*.nii.gz"))) == 40
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
