@@ -18,7 +18,7 @@ from pointseg.report.scores import pooled, score_case
 from pointseg.report.table import Table, answers_of, grown
 from pointseg.runs.checkpoint import Checkpoints
 from pointseg.runs.identity import identity_of
-from pointseg.runs.parallel import Together
+from pointseg.runs.parallel import Together, check_equal_parts
 from pointseg.runs.processes import from_main, side_by_side, world_size
 from pointseg.runs.run import Run, begin
 from pointseg.runs.volumes import hash_of_case, prepare_into
@@ -137,6 +137,7 @@ def train_one(plan: Plan, axis: str, from_points: bool, path: Path, restart: boo
     def identity() -> dict:
         return {"command": "train", "axis": axis, "labels": "points" if from_points else "masks"} | plan.identity
 
+    check_equal_parts((plan.profile.weak if from_points else plan.profile.full).batch)
     with begin(folder, identity, restart):
         train = plan.trainer(plan.prepare(), axis, from_points)
         return plan.run_in(folder, path.parent).trained("", path, train)[1]

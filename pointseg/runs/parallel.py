@@ -64,11 +64,18 @@ def together() -> Iterator[None]:
             dist.destroy_process_group()
 
 
+def check_equal_parts(batch: int) -> None:
+    """Refuse a batch that the processes cannot share."""
+    if batch % world_size():
+        raise ScanError(f"--batch: found {batch} slices for {world_size()} processes, expected a multiple of their "
+                        "number, so that each has as many; change --batch")
+
+
 class Together(Checkpoints):
     """`Checkpoints` of a training by all processes that torchrun has started."""
 
     def take(self, model, scan) -> nn.Module:
-        network = super().take(model, scan)
+        network = super().take(model, scan).to(memory_format=torch.channels_last)  # as `fit` has it: DDP copies strides
         if next(network.parameters()).is_cuda:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         with warnings.catch_warnings():  # of the option's newer name, which torch before 2.13 does not know
@@ -77,9 +84,6 @@ class Together(Checkpoints):
 
     def numbers(self, count: int, size: int, seed: int, start: int) -> Iterator[list[int]]:
         """This process's part of each batch.  The last batch of an epoch is completed from the next epoch."""
-        if size % world_size():
-            raise ScanError(f"--batch: found {size} slices for {world_size()} processes, expected a multiple of their "
-                            "number, so that each has as many; change --batch")
         part = size // world_size()
         endless = itertools.chain.from_iterable(batch_numbers(count, size, seed))
         batches = (list(itertools.islice(endless, size)) for _ in itertools.count())

@@ -133,7 +133,7 @@ def test_processes_share_an_endless_sequence_of_epochs(monkeypatch, tmp_path, st
     else:
         assert set(range(35, 70)) <= set(together) < set(range(28, 77))  # from item 30 on
     with pytest.raises(ScanError, match="--batch: found 4 slices for 3 processes"):
-        Together("training", tmp_path).numbers(7, 4, 0, 0)
+        parallel.check_equal_parts(4)
 
 
 def test_a_model_that_fails_does_not_stop_those_beside_it(tmp_path):
