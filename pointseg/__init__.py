@@ -4,13 +4,14 @@ The modules in an order to read them in, though `procedure`, which is all of it,
 
     volume      a scan as arrays on the canonical axes, and the grid it was stored on
     preprocess  an isotropic grid, grey values, contrast: what the network sees
-    points      labels of single voxels, drawn from a mask as an expert would set them, and the time that takes
+    points      labels of single voxels and slices, drawn from a mask as an expert would set them, and their time
+    estimate    what those tell of all voxels: class sizes, class weights, a prediction's score
     slices      from volumes to network inputs and back
     network     VGG16 made fully convolutional (FCN8)
     losses      the loss terms: functions of tensors, and of all that a training step offers
     profiles    the numbers: a laptop's and a GPU's; when the learning rate falls
     train       the training loop and its optimiser
-    predict     a trained model, and what it says of a scan
+    predict     a trained model, or three, one an axis, and what they say of a scan
     fusion      what three models agree on becomes a pseudo mask
     metrics     Dice_wi, the mean of the classes' Dice weighted by their inverse size
     procedure   all of it, top to bottom: `procedure.run`

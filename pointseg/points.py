@@ -1,31 +1,41 @@
-"""Point annotations, drawn from a mask as an expert would set them, and what they cost.
+"""Labels of single voxels and of single slices, drawn from a mask as an expert would set them, and what they cost.
 
 Thesis, "Annotation points".
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from skimage.segmentation import watershed
 
-from pointseg.preprocess import Prepared
-from pointseg.volume import BACKGROUND, UNLABELLED
+from pointseg.preprocess import Prepared, Scans
+from pointseg.volume import BACKGROUND, UNLABELLED, ScanError
 
 POINTS_PER_INSTANCE, BACKGROUND_POINTS = 3, 5
-FULL_MASK_S, POINTS_S, FURTHER_POINT_S = 239.7, 22.1, 0.9  # seconds an image; Bearman et al. 2016
 FURTHER_POINTS = 6  # on an average slice of the thesis; at the sides it shows few vertebrae
-GROW_SIGMA_MM = 1.5
 SAGITTAL = 2
 
 
 @dataclass(frozen=True)
-class Points:
-    """A scan and its labelled voxels: a thousandth of all, so only these are kept."""
+class Seconds:
+    """What an expert takes to label an image.   The defaults are of photographs, Bearman et al. 2016."""
 
-    scan: Prepared
-    places: np.ndarray  # (N, 3) int32, z y x
-    values: np.ndarray  # (N,) uint8, 0..5
+    mask: float = 239.7  # to outline all that it shows
+    points: float = 22.1  # for one point a class
+    further_point: float = 0.9
+
+
+BEARMAN = Seconds()
+
+
+class Points(Prepared):
+    """A scan of which few voxels are labelled, so only these are kept; its `mask` is UNLABELLED elsewhere."""
+
+    def __init__(self, scan: Prepared, places: np.ndarray, values: np.ndarray):
+        """places (N, 3) int32, z y x; values (N,) uint8, 0..5."""
+        vars(self).update(scan=scan, places=places, values=values, spacing_mm=scan.spacing_mm, name=scan.name,
+                          modality=scan.modality)
 
     @classmethod
     def of(cls, scan: Prepared, labels: np.ndarray) -> "Points":
@@ -34,8 +44,11 @@ class Points:
         return cls(scan, np.argwhere(known).astype(np.int32), labels[known])
 
     @property
-    def labels(self) -> np.ndarray:
-        """(z, y, x) uint8, UNLABELLED but for the points"""
+    def image(self) -> np.ndarray:
+        return self.scan.image
+
+    @property
+    def mask(self) -> np.ndarray:
         labels = np.full(self.scan.shape, UNLABELLED, np.uint8)
         labels[tuple(self.places.T)] = self.values
         return labels
@@ -45,6 +58,14 @@ class Points:
         places = self.places[:, [axis, *(a for a in range(3) if a != axis)]]
         order = np.lexsort(places.T[::-1])
         return places[order], self.values[order]
+
+
+def few_labels(scan: Prepared) -> Points | None:
+    """The labels of a scan as `Points`, where fewer than half of its voxels have one; None for a mask."""
+    if isinstance(scan, Points):
+        return scan
+    mask = scan.mask
+    return Points.of(scan, mask) if np.count_nonzero(mask != UNLABELLED) < mask.size / 2 else None
 
 
 def sample_points(mask: np.ndarray, rng: np.random.Generator, per_instance: int = POINTS_PER_INSTANCE,
@@ -72,32 +93,76 @@ def _draw(labels: np.ndarray, where: np.ndarray, value: int, count: int, rng: np
     labels[np.unravel_index(chosen, labels.shape)] = value
 
 
-def grow_points(image: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-    """The baseline without learning: points flood the scan up to its edges, by a watershed of the gradient.
+def sample_slices(mask: np.ndarray, rng: np.random.Generator, every: float) -> np.ndarray:
+    """The mask of every so many sagittal slices, from a random one on; between them UNLABELLED.   every >= 1."""
+    count = mask.shape[SAGITTAL]
+    chosen = np.arange(rng.uniform(0, min(every, count)), count, every).astype(int)
+    labels = np.full(mask.shape, UNLABELLED, np.uint8)
+    labels[:, :, chosen] = mask[:, :, chosen]
+    return labels
 
-    image and labels (z, y, x), labels as from `sample_points` -> (z, y, x) uint8, 0..5.
+
+def draw_points(scans: Sequence[Prepared], seed: int) -> list[Points]:
+    """Point labels for scans, from their masks."""
+    return [Points.of(scan, sample_points(scan.mask, np.random.default_rng((seed, i)))) for i, scan in enumerate(scans)]
+
+
+def draw_labels(scans: Scans, kind: str, seed: int, seconds: Seconds = BEARMAN) -> Scans:
+    """What an expert might know of the training and validation scans, from their masks.
+
+    kind: "points" on every sagittal slice; of masks, as many as the same minutes buy, the masks of evenly spaced
+    "slices" or of "whole scans", at least of one; or "masks", all that there is.
     """
-    edges = ndimage.gaussian_gradient_magnitude(image.astype(np.float32), np.divide(GROW_SIGMA_MM, spacing_mm))
-    markers = np.where(labels == UNLABELLED, 0, labels.astype(np.int32) + 1)  # to the watershed 0 is "not known"
-    return (watershed(edges, markers) - 1).astype(np.uint8)
+    return Scans(*(_labels_of(part, kind, seed, seconds) for part in (scans.train, scans.validation)))
 
 
-def labelling_cost(further_points: float = FURTHER_POINTS) -> float:
-    """Time to label an image with points as a share of the time for its full mask.   Bearman et al. 2016.
+def _labels_of(scans: Sequence[Prepared], kind: str, seed: int, seconds: Seconds) -> list[Prepared]:
+    if kind == "masks":
+        return list(scans)
+    points = draw_points(scans, seed)
+    if kind == "points":
+        return points
+    every = max(1.0, labelling_seconds(scans, seconds) / (labelling_seconds(points, seconds) or np.inf))
+    rng = np.random.default_rng((seed, len(scans)))
+    if kind == "slices":
+        return [Points.of(scan, sample_slices(scan.mask, rng, every)) for scan in scans]
+    if kind != "whole scans":
+        raise ScanError(f"labels: found {kind!r}, expected points, slices, whole scans or masks")
+    return [scans[i] for i in sorted(rng.permutation(len(scans))[:max(1, round(len(scans) / every))])]
 
-    22.1 s for an image with one point a class, and 0.9 s for each further point, against 239.7 s.
+
+def draw_rivals(scans: Scans, seed: int, seconds: Seconds = BEARMAN) -> dict[str, Scans]:
+    """What the time for points on all slices buys in masks."""
+    return {kind.replace(" ", "_"): draw_labels(scans, kind, seed, seconds) for kind in ("slices", "whole scans")}
+
+
+def unlabelled(scan: Prepared) -> Points:
+    """A scan of which nothing is known."""
+    return Points(scan, np.empty((0, 3), np.int32), np.empty(0, np.uint8))
+
+
+def labelling_cost(further_points: float = FURTHER_POINTS, seconds: Seconds = BEARMAN) -> float:
+    """Time to label an image with points as a share of the time for its full mask: 22.1 s with one point a class and
+    0.9 s for each further point, against 239.7 s.   Bearman et al. 2016."""
+    return (seconds.points + seconds.further_point * further_points) / seconds.mask
+
+
+def labelling_seconds(labelled: Iterable[Prepared], seconds: Seconds = BEARMAN) -> float:
+    """What the labels of scans take an expert: on each sagittal slice a mask, or points.
+
+    Slices whose labels name no vertebra are free, whatever their kind: there is nothing to outline or to point at, and
+    which slices those are is known from the first and the last that show one.
     """
-    return (POINTS_S + FURTHER_POINT_S * further_points) / FULL_MASK_S
+    total = 0.0
+    for scan in labelled:
+        for plane in np.moveaxis(scan.mask, SAGITTAL, 0):
+            values = plane[plane != UNLABELLED]
+            if (values != BACKGROUND).any():
+                of_points = seconds.points + seconds.further_point * (len(values) - len(np.unique(values)))
+                total += seconds.mask if is_whole(len(values), plane.size) else min(seconds.mask, of_points)
+    return total
 
 
-def mean_further_points(labels: np.ndarray) -> float:
-    """Points beyond the first of each class on a sagittal slice: the mean over slices that show a vertebra.
-
-    labels (z, y, x) as from `sample_points`.
-    """
-    counts = []
-    for plane in np.moveaxis(labels, SAGITTAL, 0):
-        points = plane[plane != UNLABELLED]
-        if (points != BACKGROUND).any():
-            counts.append(len(points) - len(np.unique(points)))
-    return float(np.mean(counts)) if counts else 0.0
+def is_whole(labelled: int | np.ndarray, size: int) -> bool | np.ndarray:
+    """Whether a slice with so many labelled pixels of all has a mask, not points."""
+    return labelled > size / 2

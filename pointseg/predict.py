@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pointseg.kernels import argmax_of_planes, confusion_matrix, reassemble, reassemble_labels
+from pointseg.estimate import estimated_confusion
+from pointseg.kernels import argmax_of_planes, reassemble, reassemble_labels, resample_argmax
 from pointseg.metrics import weighted_dice
 from pointseg.network import FCN8VGG16, for_inference
 from pointseg.preprocess import Prepared, prepare
 from pointseg.slices import AXES, cut_crops, input_size, tile_corners
-from pointseg.volume import BACKGROUND, UNLABELLED, Volume
+from pointseg.volume import BACKGROUND, Volume
 
 BATCH_PX = 8 * 192 * 192  # pixels that the network sees at once: what a laptop has room for
 
@@ -51,11 +52,6 @@ class Model:
         slices = [reassemble_labels(crops, corners, shape) for crops, corners in self.logits(scan)]
         return np.ascontiguousarray(np.moveaxis(np.concatenate(slices), 0, AXES[self.axis]))
 
-    def slice_labels(self, scan: Prepared, index: int) -> np.ndarray:
-        """The labels of a single slice, to look at.   -> (H, W) uint8"""
-        crops, corners = next(self.logits(scan, range(index, index + 1)))
-        return reassemble_labels(crops, corners, self._tiles(scan)[0])[0]
-
     def segment(self, scan: Prepared, shape: tuple[int, int, int]) -> np.ndarray:
         """`probabilities`, resampled to the grid that a scan came from, and their argmax.   -> (*shape) uint8
 
@@ -66,11 +62,11 @@ class Model:
         labels = argmax_of_planes(self._probability_planes(scan), scan.shape[axis], turned)
         return np.ascontiguousarray(np.moveaxis(labels, 0, axis))
 
-    def score(self, scans: Sequence[Prepared]) -> float:
-        """Dice_wi pooled over scans on the prepared grid, in the classes that the model has."""
+    def score(self, labelled: Sequence[Prepared]) -> float:
+        """Dice_wi pooled over scans on the prepared grid, in the model's classes: counted, or estimated from points."""
         k = self.num_classes
-        return weighted_dice(sum((confusion_matrix(known_truth(scan.mask, k), self.labels(scan), k) for scan in scans),
-                                 np.zeros((k, k), np.int64)))
+        return weighted_dice(sum((estimated_confusion(scan, self.labels(scan), k) for scan in labelled),
+                                 np.zeros((k, k))))
 
     def logits(self, scan: Prepared, indices: range | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Logits of the crops that cover each slice, and where the crops lie in it, a few slices at a time.
@@ -105,6 +101,50 @@ class Model:
                 yield logits
 
 
-def known_truth(mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """A mask 0..5 or UNLABELLED in the classes that a model has: for two of them L1..L5 become one."""
-    return mask if num_classes > 2 else np.where(mask == UNLABELLED, mask, mask != BACKGROUND).astype(np.uint8)
+@dataclass(frozen=True)
+class ThreeAxes:
+    """Three models of one task, one an axis, that answer together; to all that uses a `Model` it is one.
+
+    Whether a voxel is a vertebra: the mean of the three.  Which level: as the sagittal and coronal models divide it.
+    """
+
+    transverse: Model
+    coronal: Model
+    sagittal: Model
+    threshold: float = 0.5  # how sure of a level an answer must be, against background: more makes vertebrae smaller
+
+    @property
+    def grid_mm(self) -> float:
+        return self.sagittal.grid_mm
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.sagittal.modalities
+
+    @property
+    def num_classes(self) -> int:
+        return self.sagittal.num_classes
+
+    prepare = Model.prepare
+
+    def probabilities(self, scan: Prepared) -> np.ndarray:
+        """Class probabilities on the prepared grid; at the threshold a level equals background.   -> (K, z, y, x)"""
+        out = self.sagittal.probabilities(scan) + self.coronal.probabilities(scan)  # the level's two votes
+        vertebra = self.transverse.probabilities(scan)[1] + 2 - out[BACKGROUND]
+        vertebra *= (1 - self.threshold) / 3
+        background = self.threshold - vertebra * (self.threshold / (1 - self.threshold))
+        vertebra /= vertebra + background
+        levels = out[BACKGROUND + 1 :]
+        levels *= vertebra / np.maximum(levels.sum(0), 1e-6)
+        np.subtract(1, vertebra, out=out[BACKGROUND])
+        return out
+
+    def labels(self, scan: Prepared) -> np.ndarray:
+        """The most probable class of each voxel.   -> (z, y, x) uint8"""
+        return self.probabilities(scan).argmax(0).astype(np.uint8)
+
+    def segment(self, scan: Prepared, shape: tuple[int, int, int]) -> np.ndarray:
+        """`probabilities`, resampled to the grid that a scan came from, and their argmax.   -> (*shape) uint8"""
+        return resample_argmax(self.probabilities(scan), shape)
+
+    score = Model.score

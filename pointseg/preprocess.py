@@ -3,7 +3,7 @@
 Labels are resampled by nearest neighbour, always: the published code interpolated some of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,6 +35,15 @@ class Prepared:
     def with_mask(self, mask: np.ndarray) -> "Prepared":
         """The same scan with another mask: pseudo labels instead of true ones."""
         return Prepared(self.image, mask, self.spacing_mm, self.name, self.modality)
+
+
+@dataclass(frozen=True)
+class Scans:
+    """The prepared scans of a split.   Their masks are what is known of them: true masks, or an expert's labels."""
+
+    train: list[Prepared]
+    validation: list[Prepared]
+    test: list[Prepared] = field(default_factory=list)
 
 
 def prepare(volume: Volume, grid_mm: float) -> Prepared:

@@ -1,140 +1,113 @@
-"""The whole procedure, from prepared scans to the result and the reference.   `run` is all of it, top to bottom.
+"""The whole procedure, from prepared scans to the result, the reference and the rivals.   `run` is all of it.
 
-Each of its steps is a function that can be called alone.  Each piece of work is made through `keep(name, make)`, which
-is make() here; `runs` hands in one that stores what was made, and next time returns that.
+Each of its steps is a function that can be called alone.  `learn` is what an expert's labels are made into: it sees no
+label but those it is given.  Each piece of work is made through `keep(name, make)`, which is make() here; `runs` hands
+in one that stores what was made, and next time returns that.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from pointseg.fusion import pseudo_mask
-from pointseg.kernels import confusion_matrix
-from pointseg.losses import (
-    Step,
-    Term,
-    consistency_term,
-    extent_term,
-    moved_point_term,
-    point_loss,
-    point_term,
-    separation_term,
-)
-from pointseg.metrics import weighted_dice
+from pointseg import losses
+from pointseg.estimate import class_weights
+from pointseg.fusion import Keep, answers, choose_smoothing, choose_threshold, fuse_all, just_make
+from pointseg.losses import Step, Term
 from pointseg.network import device
-from pointseg.points import Points, sample_points
-from pointseg.predict import Model
-from pointseg.preprocess import Prepared, prepare
+from pointseg.points import draw_labels, draw_rivals, unlabelled
+from pointseg.predict import Model, ThreeAxes
+from pointseg.preprocess import Prepared, Scans
 from pointseg.profiles import EXTENT_RADIUS_MM, Profile, Schedule
 from pointseg.slices import AXES, SliceDataset
 from pointseg.train import History, Watch, fit
-from pointseg.volume import CLASSES, UNLABELLED, ScanError
+from pointseg.volume import CLASSES, ScanError
 
-SMOOTHINGS = [(denoise, erosion) for denoise in (0, 1, 2) for erosion in (0, 1, 2)]  # iterations to choose from
 Terms = Sequence[tuple[float, Term]]
-T = TypeVar("T")
-Keep = Callable[[str, Callable[..., T]], T]
 
 
-@dataclass(frozen=True)
-class Scans:
-    """The prepared scans of a split."""
-
-    train: list[Prepared]
-    validation: list[Prepared]
-    test: list[Prepared]
-
-
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """What the procedure has made."""
 
-    points: Sequence[Points]  # of the training scans
-    models: dict[str, Model]  # transverse, coronal, sagittal, result, reference
-    histories: dict[str, History]  # of the models
-    smoothing: tuple[int, int]  # denoise and erosion iterations
-    pseudo: dict[str, Prepared]  # training and test scans with pseudo masks, by name
+    labelled: dict[str, Scans]  # what each arm has learned from and chosen by: result, reference, slices, whole_scans
+    models: dict[str, Model | ThreeAxes] = field(default_factory=dict)  # by axis or arm, and result_sagittal and so on
+    histories: dict[str, History] = field(default_factory=dict)  # of the models of one axis
+    smoothing: tuple[int, int] | None = None  # denoise and erosion iterations of the vote; None: the mean was better
+    pseudo: dict[str, Prepared] = field(default_factory=dict)  # training and test scans with pseudo masks, by name
 
 
-def just_make(name: str, make: Callable[..., T]) -> T:
-    """The `keep` that keeps nothing.   A kept `make` that trains may be handed a `watch`, to go on inside a model."""
-    return make()
+def run(scans: Scans, profile: Profile, seed: int = 0, terms: Terms | None = None, labelled: Scans | None = None,
+        keep: Keep = just_make, rounds: int = 1, rivals: dict[str, Scans] | None = None) -> Outcome:
+    """The result, from labels alone; beside it the reference, from all masks, and its rivals, from some.
 
-
-def run(scans: Scans, profile: Profile, seed: int = 0, terms: Terms | None = None,
-        points: Sequence[Points] | None = None, keep: Keep = just_make) -> Outcome:
-    """Points, three weak models, pseudo masks, and from those the result; beside it the reference, from true masks.
-
-    terms: of the weak models, where not the profile's.  points: of the training scans, where not drawn from masks.
-    Masks of the validation scans weigh the classes, choose each model's best weights, and the smoothing.
+    terms: of the weak models, where not the profile's.  labelled: training and validation scans with an expert's
+    labels, where not points drawn from their masks.  rivals: by name; where not given, as `draw_rivals`.
     """
-    terms, points = terms or terms_named(profile.terms, profile), points or draw_points(scans.train, seed)
-    models, histories = {}, {}
-    for axis in AXES:
-        models[axis], histories[axis] = keep(
-            axis, partial(train_weak, points, scans.validation, axis, profile, seed, terms))
-    weak = dict(models)
-    smoothing = choose_smoothing(weak, scans.validation, keep)
-    pseudo = fuse_all(weak, scans.train + scans.test, smoothing, keep)  # of test scans only to be scored
-    for name, labelled in (("result", [pseudo[scan.name] for scan in scans.train]), ("reference", scans.train)):
-        models[name], histories[name] = keep(
-            name, partial(train_full, labelled, scans.validation, "sagittal", profile, seed))
-    return Outcome(points, models, histories, smoothing, pseudo)
+    rivals = draw_rivals(scans, seed) if rivals is None else rivals
+    labelled = labelled or draw_labels(scans, "points", seed)
+    outcome = learn(labelled, [unlabelled(scan) for scan in scans.test], profile, seed, terms, keep, rounds)
+    for arm, known in ({"reference": scans} | rivals).items():
+        outcome.labelled[arm] = known
+        train_three(outcome, arm, full_makes(arm, known, profile, seed), known.validation, keep)
+    return outcome
 
 
-def read_and_prepare(case, grid_mm: float) -> Prepared:
-    """case: has a `read()` that returns a Volume, as those of `datasets` do."""
-    return prepare(case.read(), grid_mm)
+def learn(labelled: Scans, others: Sequence[Prepared], profile: Profile, seed: int, terms: Terms | None = None,
+          keep: Keep = just_make, rounds: int = 1) -> Outcome:
+    """Three weak models, pseudo masks, and from those the result: three models, one an axis.
 
-
-def prepare_split(split, profile: Profile, prepare_case: Callable[..., Prepared] = read_and_prepare) -> Scans:
-    """Read and prepare all cases of a split, which has three sequences of them: train, validation, test."""
-    parts = (split.train, split.validation, split.test)
-    with tqdm(total=sum(map(len, parts)), desc="preparing", unit="scan") as bar:
-        def prepared(case) -> Prepared:
-            scan = prepare_case(case, profile.grid_mm)
-            bar.update()
-            return scan
-
-        return Scans(*([prepared(case) for case in part] for part in parts))
-
-
-def draw_points(scans: Sequence[Prepared], seed: int) -> list[Points]:
-    """Point labels for scans, from their masks."""
-    return [Points.of(scan, sample_points(scan.mask, np.random.default_rng((seed, i))))
-            for i, scan in enumerate(scans)]
-
-
-def point_weights(points: Sequence[Points], validation: Sequence[Prepared], num_classes: int, power: float) -> Tensor:
-    """Class weights that undo how points are drawn: (share of voxels / share of points) ** power.   -> (K,), mean 1.
-
-    Five background points stand for far more pixels than three points in a vertebra.  Weighted by what each point
-    stands for (power 1), the point loss estimates the full mask's cross-entropy; unweighted (power 0, the thesis) it
-    lets vertebrae grow.  The shares of voxels come from the validation scans' masks, those of points from the labels.
+    labelled: all that is known of training and validation scans; it trains, weighs the classes, and chooses each
+    model's best weights, the thresholds, and how pseudo masks are made.  others: scans that get pseudo masks as well,
+    only to be scored.  rounds: in each after the first, the answers of the result so far are the pseudo masks.
     """
-    def shares(labels: Iterable[np.ndarray]) -> np.ndarray:
-        counts = sum(np.bincount(x[x != UNLABELLED], minlength=len(CLASSES)) for x in labels).astype(float)
-        counts = np.array([counts[0], counts[1:].sum()]) if num_classes == 2 else counts
-        return counts / counts.sum()
+    outcome, validation = Outcome({"result": labelled}), labelled.validation
+    mean, score = train_three(outcome, "weak", weak_makes(labelled, profile, seed, terms), validation, keep)
+    weak = {axis: outcome.models[axis] for axis in AXES}
+    smoothing, score_of_vote = choose_smoothing(weak, validation, keep)
+    if score_of_vote > score:
+        outcome.smoothing, outcome.pseudo = smoothing, fuse_all(weak, [*labelled.train, *others], smoothing, keep)
+    else:
+        outcome.pseudo = answers(mean, [*labelled.train, *others], "weak", keep)
+    pseudo = outcome.pseudo
+    for turn in range(1, rounds + 1):
+        arm = "result" if turn == rounds else f"round{turn}"
+        learned = replace(labelled, train=[pseudo[scan.name] for scan in labelled.train])
+        result, _ = train_three(outcome, arm, full_makes(arm, learned, profile, seed), validation, keep)
+        if turn < rounds:
+            pseudo = answers(result, labelled.train, arm, keep)
+    return outcome
 
-    voxels, drawn = shares(scan.mask for scan in validation), shares(p.values for p in points)  # one at a time
-    ratio = np.divide(voxels, drawn, out=np.zeros(num_classes), where=drawn > 0)
-    ratio[ratio == 0] = ratio[1:].max(initial=0) or 1.0  # a class that is missing there: as the other vertebrae
-    weights = ratio**power
-    return torch.tensor(weights / weights.mean(), dtype=torch.float32)
+
+def train_three(outcome: Outcome, arm: str, makes: dict[str, Callable], validation: Sequence[Prepared],
+                keep: Keep = just_make) -> tuple[ThreeAxes, float]:
+    """Train an arm's models, one an axis, and put them together.   -> with their Dice_wi by the validation labels"""
+    for name, make in makes.items():
+        outcome.models[name], outcome.histories[name] = keep(name, make)
+    outcome.models[arm], score = choose_threshold(ThreeAxes(*(outcome.models[name] for name in makes)), validation,
+                                                  arm, keep)
+    return outcome.models[arm], score
+
+
+def weak_makes(labelled: Scans, profile: Profile, seed: int, terms: Terms | None = None) -> dict[str, Callable]:
+    """What trains each weak model, by its name."""
+    terms = terms or terms_named(profile.terms, profile)
+    return {axis: partial(train_weak, labelled, axis, profile, seed, terms) for axis in AXES}
+
+
+def full_makes(arm: str, labelled: Scans, profile: Profile, seed: int) -> dict[str, Callable]:
+    """What trains each of the three models of an arm, by its name."""
+    return {f"{arm}_{axis}": partial(train_full, labelled, axis, profile, seed) for axis in AXES}
 
 
 def terms_named(letters: str, profile: Profile) -> list[tuple[float, Term]]:
     """ "PCES" -> the terms of those letters, with the profile's weights.   C includes the moved slices' point loss."""
     weight = profile.term_weights
-    known = {"P": [(weight["P"], point_term)], "E": [(weight["E"], extent_term)], "S": [(weight["S"], separation_term)],
-             "C": [(weight["P"], moved_point_term), (weight["C"], consistency_term)]}
+    known = {"P": [(weight["P"], losses.point_term)], "E": [(weight["E"], losses.extent_term)],
+             "C": [(weight["P"], losses.moved_point_term), (weight["C"], losses.consistency_term)],
+             "S": [(weight["S"], losses.separation_term)]}
     if set(letters) - set(known) or "P" not in letters or len(set(letters)) != len(letters):
         raise ScanError(f"terms: found {letters!r}, expected P and any of C, E, S, each once, such as P or PCES")
     return [term for letter in letters for term in known[letter]]
@@ -142,25 +115,25 @@ def terms_named(letters: str, profile: Profile) -> list[tuple[float, Term]]:
 
 def full_loss(step: Step) -> Tensor:
     """Cross-entropy with full labels; only padding is left out.   For the final model and the reference."""
-    return point_loss(step.logits, step.labels)
+    return losses.point_loss(step.logits, step.labels)
 
 
-def train_weak(points: Sequence[Points], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
-               terms: Terms, watch: Watch | None = None) -> tuple[Model, History]:
+def train_weak(labelled: Scans, axis: str, profile: Profile, seed: int, terms: Terms,
+               watch: Watch | None = None) -> tuple[Model, History]:
     """Train a model along one axis from points.   Extents are at hand whatever the terms: yours may ask for them."""
     num_classes = classes_along(axis)
-    dataset = SliceDataset(points, axis, num_classes, profile.input_px, profile.augmentation, seed, sparse=True,
-                           radius_mm=EXTENT_RADIUS_MM)
-    weights = point_weights(points, validation, num_classes, profile.point_weighting)
-    return _train(dataset, validation, axis, profile, seed, profile.weak, terms, weights,
+    dataset = SliceDataset(labelled.train, axis, num_classes, profile.input_px, profile.augmentation, seed,
+                           EXTENT_RADIUS_MM)
+    weights = class_weights(labelled.train, num_classes, profile.point_weighting)
+    return _train(dataset, labelled.validation, axis, profile, seed, profile.weak, terms, weights,
                   watch or Watch(f"{axis}, points"))
 
 
-def train_full(scans: Sequence[Prepared], validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
+def train_full(labelled: Scans, axis: str, profile: Profile, seed: int,
                watch: Watch | None = None) -> tuple[Model, History]:
-    """Train a model along one axis from the masks of scans: pseudo masks, or true ones for the reference."""
-    dataset = SliceDataset(scans, axis, classes_along(axis), profile.input_px, profile.augmentation, seed)
-    return _train(dataset, validation, axis, profile, seed, profile.full, [(1.0, full_loss)], None,
+    """Train a model along one axis from masks of scans or of some slices: pseudo masks, or true ones."""
+    dataset = SliceDataset(labelled.train, axis, classes_along(axis), profile.input_px, profile.augmentation, seed)
+    return _train(dataset, labelled.validation, axis, profile, seed, profile.full, [(1.0, full_loss)], None,
                   watch or Watch(f"{axis}, masks"))
 
 
@@ -170,42 +143,12 @@ def classes_along(axis: str) -> int:
 
 
 def _train(dataset: SliceDataset, validation: Sequence[Prepared], axis: str, profile: Profile, seed: int,
-           schedule: Schedule, terms: Terms, class_weights: Tensor | None, watch: Watch) -> tuple[Model, History]:
+           schedule: Schedule, terms: Terms, weights: Tensor | None, watch: Watch) -> tuple[Model, History]:
     modalities = tuple(sorted({scan.modality for scan in dataset.scans} - {""}))
     model = Model(profile.network(dataset.num_classes, seed).to(device()), axis, profile.grid_mm, profile.input_px,
                   modalities)
     torch.manual_seed(seed)  # for dropout: what ran before in this process must not matter
     history = fit(watch.take(model, validation[0]), watch.steps(dataset, schedule.batch, seed), terms, schedule,
-                  partial(model.score, validation), class_weights, watch)
+                  partial(model.score, validation), weights, watch)
     model.network.eval()
     return model, history
-
-
-def hard_predictions(models: dict[str, Model], scan: Prepared) -> dict[str, np.ndarray]:
-    """Each model's labels (z, y, x) uint8 of one scan, by the model's name."""
-    return {name: model.labels(scan) for name, model in models.items()}
-
-
-def choose_smoothing(weak: dict[str, Model], validation: Sequence[Prepared],
-                     keep: Keep = just_make) -> tuple[int, int]:
-    """The denoise and erosion iterations with the best Dice_wi on the validation scans; the fewer of equals."""
-    counts = np.sum([keep(f"smoothing/{scan.name}", partial(smoothing_counts, weak, scan))
-                     for scan in tqdm(validation, "choosing smoothing", unit="scan")], axis=0)
-    return max(zip(SMOOTHINGS, counts, strict=True), key=lambda choice: weighted_dice(choice[1]))[0]
-
-
-def smoothing_counts(weak: dict[str, Model], scan: Prepared) -> np.ndarray:
-    """Of one scan the confusion matrix of the pseudo mask for each of SMOOTHINGS.   -> (choices, K, K)"""
-    predictions = hard_predictions(weak, scan)
-    return np.stack([confusion_matrix(scan.mask, pseudo_mask(**predictions, denoise=d, erosion=e), len(CLASSES))
-                     for d, e in SMOOTHINGS])
-
-
-def fuse_all(weak: dict[str, Model], scans: Sequence[Prepared], smoothing: tuple[int, int],
-             keep: Keep = just_make) -> dict[str, Prepared]:
-    """The scans with pseudo masks in the place of their masks, by name.   smoothing: denoise and erosion iterations."""
-    def fused(scan: Prepared) -> Prepared:
-        return scan.with_mask(pseudo_mask(**hard_predictions(weak, scan), denoise=smoothing[0], erosion=smoothing[1]))
-
-    return {scan.name: keep(f"pseudo/{scan.name}", partial(fused, scan))
-            for scan in tqdm(scans, "fusing pseudo masks", unit="scan")}

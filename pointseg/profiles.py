@@ -96,13 +96,13 @@ CLASSROOM = Profile(
     point_weighting=0.65, terms="P",  # the other terms take twice the time and did not help in it: see tests/README.md
     term_weights={"P": 1.0, "C": 0.3, "E": 1.0, "S": 0.1},  # S reaches -9 for 6 classes, ten times any other term
     weak=Schedule(1e-3, (1, 3, 3, 3), (4, 2, 1, 1), round_steps=100, batch=8, patience=10, stop_after=100),
-    full=Schedule(1e-3, (1, 3, 3), (4, 2, 1), round_steps=200, batch=8, patience=10, stop_after=100),
+    full=Schedule(1e-3, (1, 3, 3, 3), (4, 2, 1, 1), round_steps=100, batch=8, patience=10, stop_after=100),
     augmentation=AUGMENTATION)
 
 LESSON = replace(  # the notebooks' own: every cell runs in seconds, every model in half a minute
     CLASSROOM, name="lesson", grid_mm=3.0, finest_pool=1,  # pool 1's spacing of 6 mm is as near to 8 mm as 3 mm allow
     weak=replace(CLASSROOM.weak, divisors=(1, 3, 3), rounds=(3, 1, 1)),
-    full=replace(CLASSROOM.full, rounds=(3, 2, 1), round_steps=100),
+    full=replace(CLASSROOM.full, divisors=(1, 3, 3), rounds=(3, 2, 1)),
     augmentation=replace(AUGMENTATION, shift_px=3))
 
 THESIS_SCHEDULE = Schedule(1e-4, (1, 10, 10, 50), (1000, 1000, 1000, 1000), round_steps=250, batch=6, patience=10,

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from pointseg.kernels import extent_masks, sample_labels, sample_stack
 from pointseg.network import STRIDE
-from pointseg.points import Points
+from pointseg.points import few_labels
 from pointseg.preprocess import Prepared
 from pointseg.volume import BACKGROUND, UNLABELLED
 
@@ -89,27 +89,26 @@ class Draws:
 class SliceDataset(Dataset):
     """Training slices along one axis.   item -> image (3, h, w) about 0..1, labels (h, w) uint8, extent (K, h, w) bool.
 
-    labelled: scans, whose masks are the labels; or, sparse, `Points`, which are moved one by one, since resampling a
-    map would lose them.  num_classes 2 joins L1..L5 into one class.  Slices without any label are left out.  radius_mm:
-    the extent's radius, None for no extent.  Item i of epoch e has the number e * len + i; it depends on that and the
-    seed alone, not on what was drawn before.
+    labelled: scans, whose masks may be UNLABELLED where nothing is known.  Where fewer than half of a scan's voxels
+    have a label they are moved one by one, since resampling a map would lose points.  num_classes 2 joins L1..L5 into
+    one class.  Slices without any label are left out.  radius_mm: the extent's radius, None for no extent.  Item i of
+    epoch e has the number e * len + i; it depends on that and the seed alone, not on what was drawn before.
 
     An item must cost little beside its training step, so all that can be is done once: points are found, noise is a
     piece of a store, and an epoch's random numbers are drawn together.  A scan is asked for its arrays when a slice is
     cut, so it may lie in a file.
     """
 
-    def __init__(self, labelled: Sequence[Prepared] | Sequence[Points], axis: str, num_classes: int, input_px: int,
-                 augmentation: Augmentation, seed: int, sparse: bool = False, radius_mm: float | None = None):
+    def __init__(self, labelled: Sequence[Prepared], axis: str, num_classes: int, input_px: int,
+                 augmentation: Augmentation, seed: int, radius_mm: float | None = None):
         self.axis, self.num_classes, self.augmentation, self.seed = AXES[axis], num_classes, augmentation, seed
-        self.sparse, self.radius_mm = sparse, radius_mm
-        self.scans = [points.scan for points in labelled] if sparse else list(labelled)
-        self.points = [points.along(self.axis) for points in labelled] if sparse else []
+        self.scans, self.radius_mm = list(labelled), radius_mm
+        self.points = [few and few.along(self.axis) for few in map(few_labels, self.scans)]  # None: it has a mask
         shapes = [tuple(np.delete(scan.shape, self.axis).tolist()) for scan in self.scans]
         self.index: list[tuple[int, int]] = []  # of each item its scan and the slice in it
-        for which, scan in enumerate(self.scans):
-            if sparse:
-                known = np.unique(self.points[which][0][:, 0])
+        for which, (scan, points) in enumerate(zip(self.scans, self.points, strict=True)):
+            if points:
+                known = np.unique(points[0][:, 0])
             else:
                 known = np.flatnonzero((scan.mask != UNLABELLED).any(tuple({0, 1, 2} - {self.axis})))
             self.index += [(which, int(i)) for i in known]
@@ -144,12 +143,9 @@ class SliceDataset(Dataset):
             if epoch != self._epoch:
                 self._epoch, self._draws = epoch, self._draw(epoch)
             self._fill_image(item, image)
-            if self.sparse:
-                self._fill_points(item, target, extent)
-            else:
-                which, at = self.index[item]
-                labels = self.scans[which].mask.take(at, self.axis)
-                sample_labels(labels, self._draws.matrix[item], self._draws.offset[item], target)
+            places, values = self._fill_labels(item, target)
+            if self.radius_mm:
+                self._fill_extent(item, places, values, extent)
             if self.num_classes == 2:
                 target[(target != BACKGROUND) & (target != UNLABELLED)] = 1
         return torch.from_numpy(images), torch.from_numpy(labels_of_all), torch.from_numpy(extents)
@@ -171,21 +167,33 @@ class SliceDataset(Dataset):
             start = draws.start[item]
             image += sigma * self.noise[start : start + image.size].reshape(image.shape)
 
-    def _fill_points(self, item: int, target: np.ndarray, extent: np.ndarray) -> None:
-        (which, at), draws = self.index[item], self._draws
-        places, values = self.points[which]
-        here = slice(*np.searchsorted(places[:, 0], (at, at + 1)))
-        values = values[here]
-        moved = (places[here, 1:] - draws.offset[item]) @ draws.inverse[item].T
-        pixels = np.rint(moved).astype(int)
-        inside = ((pixels >= 0) & (pixels < self.size)).all(1)
-        target[pixels[inside, 0], pixels[inside, 1]] = values[inside]
-        if self.radius_mm:
-            bounding = values != BACKGROUND  # which has no extent; points that left the crop still bound their vertebra
-            classes = np.minimum(values[bounding], 1) if self.num_classes == 2 else values[bounding]
-            spacing_mm = np.delete(self.scans[which].spacing_mm, self.axis) * draws.scale[item]
-            extent[:] = extent_masks(moved[bounding], classes, self.num_classes, self.size, spacing_mm,
-                                     self.radius_mm)
+    def _fill_labels(self, item: int, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """-> where in the target the labels of the vertebrae are (N, 2), not rounded, beyond it too; and which (N,)"""
+        (which, at), matrix, offset = self.index[item], self._draws.matrix[item], self._draws.offset[item]
+        if self.points[which]:
+            places, values = self.points[which]
+            here = slice(*np.searchsorted(places[:, 0], (at, at + 1)))
+            places, values = places[here, 1:], values[here]
+        else:
+            labels = self.scans[which].mask.take(at, self.axis)
+            sample_labels(labels, matrix, offset, target)
+            if not self.radius_mm:
+                return np.empty((0, 2)), np.empty(0, np.uint8)
+            places = np.argwhere((labels != BACKGROUND) & (labels != UNLABELLED))
+            values = labels[tuple(places.T)]
+        moved = (places - offset) @ self._draws.inverse[item].T
+        if self.points[which]:
+            pixels = np.rint(moved).astype(int)
+            inside = ((pixels >= 0) & (pixels < self.size)).all(1)
+            target[pixels[inside, 0], pixels[inside, 1]] = values[inside]
+        return moved[values != BACKGROUND], values[values != BACKGROUND]
+
+    def _fill_extent(self, item: int, places: np.ndarray, values: np.ndarray, extent: np.ndarray) -> None:
+        """Background has no extent; points that left the crop still bound their vertebra."""
+        scan = self.scans[self.index[item][0]]
+        classes = np.minimum(values, 1) if self.num_classes == 2 else values
+        spacing_mm = np.delete(scan.spacing_mm, self.axis) * self._draws.scale[item]
+        extent[:] = extent_masks(places, classes, self.num_classes, self.size, spacing_mm, self.radius_mm)
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(stream,)))

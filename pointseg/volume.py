@@ -94,8 +94,3 @@ class Volume:
     modality: str  # "CT", "MR" or "" for unknown
     geometry: Geometry  # the stored grid, where predictions go back to
     notes: tuple[str, ...] = ()  # what was done to the scan when it was read, or assumed
-
-
-def plane_counts(where: np.ndarray) -> list[np.ndarray]:
-    """Voxels in each plane along each axis: what indices of all voxels would tell, which take 24 times the memory."""
-    return [np.count_nonzero(where, axis=tuple(np.delete(range(3), axis))) for axis in range(3)]

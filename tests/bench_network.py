@@ -22,9 +22,10 @@ from pointseg.datasets.phantom import make_phantom
 from pointseg.kernels import extent_masks
 from pointseg.losses import Move
 from pointseg.network import FCN8VGG16, VGG16_BLOCKS, device, for_inference
+from pointseg.points import draw_points
 from pointseg.predict import Model
 from pointseg.preprocess import Prepared, prepare, resample_linear, resample_nearest
-from pointseg.procedure import draw_points, terms_named
+from pointseg.procedure import terms_named
 from pointseg.profiles import CLASSROOM, EXTENT_RADIUS_MM, THESIS, Profile
 from pointseg.slices import SliceDataset, cut_crops
 from pointseg.train import training_step
@@ -178,7 +179,7 @@ def waiting(profile: Profile, axis: str, steps: int) -> tuple[float, float]:
     scans = [prepare(make_phantom(seed), profile.grid_mm) for seed in range(2)]
     num_classes = 2 if axis == "transverse" else 6
     dataset = SliceDataset(draw_points(scans, 0), axis, num_classes, profile.input_px, profile.augmentation, 0,
-                           sparse=True, radius_mm=EXTENT_RADIUS_MM)
+                           EXTENT_RADIUS_MM)
     network = replace(profile, imagenet=False).network(num_classes, 0).to(device(), memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=True)
     batches, terms, times = dataset.batches(profile.weak.batch, 0), terms_named(profile.terms, profile), []

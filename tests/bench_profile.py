@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pointseg.datasets.manifest import read_manifest
-from pointseg.datasets.split import split_without_flaws
-from pointseg.procedure import prepare_split, train_full
+from pointseg.datasets.split import prepare_split, split_without_flaws
+from pointseg.procedure import train_full
 from pointseg.profiles import CLASSROOM
 from pointseg.report.scores import evaluate_model
 from pointseg.slices import Augmentation
@@ -45,7 +45,7 @@ def main() -> None:
         profile = VARIANTS[name]
         scans = prepare_split(split, profile)
         start = time.monotonic()
-        model, history = train_full(scans.train, scans.validation, "sagittal", profile, o.seed)
+        model, history = train_full(scans, "sagittal", profile, o.seed)
         seconds, scores = time.monotonic() - start, evaluate_model(model, split.test)
         print(f"{name:<30}{seconds:>9.0f}{scores.dice_wi:>9.3f}{scores.dice_wi_prepared:>10.3f}"
               f"{history.best_validation:>12.3f}", flush=True)

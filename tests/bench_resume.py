@@ -18,10 +18,9 @@ import time
 from pathlib import Path
 
 import torch
-from tiny import MODELS
+from tiny import weights_in
 
 from pointseg.datasets.phantom import write_phantoms
-from pointseg.runs.weights import read_torch
 
 
 def start(scans: Path, out: Path, log: Path) -> subprocess.Popen:
@@ -34,8 +33,8 @@ def start(scans: Path, out: Path, log: Path) -> subprocess.Popen:
 def equal(a: Path, b: Path) -> bool:
     tables = [json.loads((out / "table1.json").read_text()) | {"seconds": 0, "peak_rss_mb": 0} for out in (a, b)]
     return tables[0] == tables[1] and all(
-        torch.equal(x, y) for name in MODELS
-        for x, y in zip(*(read_torch(out / f"{name}.pt")["weights"].values() for out in (a, b)), strict=True))
+        torch.equal(x, y) for path in b.glob("*.pt")
+        for x, y in zip(weights_in(a / path.name), weights_in(path), strict=True))
 
 
 def work_lost(started: float, *folders: Path) -> float:

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from pointseg.datasets.manifest import read_manifest
 from pointseg.datasets.phantom import write_phantoms
-from pointseg.procedure import draw_points, terms_named
+from pointseg.points import draw_points
+from pointseg.procedure import terms_named
 from pointseg.profiles import CLASSROOM, EXTENT_RADIUS_MM
 from pointseg.runs.volumes import prepare_into
 from pointseg.slices import SliceDataset
@@ -33,8 +34,8 @@ def train(folder: Path, count: int, steps: int) -> None:
     """Prints the peak in MB and the median step in ms."""
     prepared = prepare_into(folder / "cache")
     scans = [prepared(case, PROFILE.grid_mm) for case in read_manifest(folder / "scans")[:count]]
-    dataset = SliceDataset(draw_points(scans, 0), "sagittal", 6, PROFILE.input_px, PROFILE.augmentation, 0, sparse=True,
-                           radius_mm=EXTENT_RADIUS_MM)
+    dataset = SliceDataset(draw_points(scans, 0), "sagittal", 6, PROFILE.input_px, PROFILE.augmentation, 0,
+                           EXTENT_RADIUS_MM)
     network = PROFILE.network(6, 0).to(memory_format=torch.channels_last)
     optimizer, terms, seconds = torch.optim.Adam(network.parameters(), 1e-3), terms_named(PROFILE.terms, PROFILE), []
     batches = Watch().steps(dataset, PROFILE.weak.batch, 0)(0)

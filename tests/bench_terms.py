@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from pointseg.datasets.manifest import read_manifest
-from pointseg.datasets.split import split_without_flaws
-from pointseg.fusion import pseudo_mask
+from pointseg.datasets.split import prepare_split, split_without_flaws
+from pointseg.estimate import known_truth
+from pointseg.fusion import choose_smoothing, hard_predictions, pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.metrics import weighted_dice
-from pointseg.predict import known_truth
-from pointseg.procedure import choose_smoothing, draw_points, hard_predictions, prepare_split, terms_named, train_weak
+from pointseg.points import draw_labels
+from pointseg.procedure import terms_named, train_weak
 from pointseg.profiles import CLASSROOM
 from pointseg.slices import AXES
 
@@ -46,13 +47,13 @@ def main() -> None:
     for seed in o.seeds:  # a seed's runs share the split, the points and the first weights
         split = split_without_flaws(read_manifest(o.data, o.source), seed)
         scans = prepare_split(split, profile)
-        points = draw_points(scans.train, seed)
+        labelled = draw_labels(scans, "points", seed)
         for letters in o.terms:
-            models = {axis: train_weak(points, scans.validation, axis, profile, seed,
-                                       terms_named(letters, profile))[0] for axis in AXES}
+            terms = terms_named(letters, profile)
+            models = {axis: train_weak(labelled, axis, profile, seed, terms)[0] for axis in AXES}
             parts = {name: [hard_predictions(models, scan) for scan in getattr(scans, name)]
                      for name in ("train", "test")}
-            denoise, erosion = choose_smoothing(models, scans.validation)
+            (denoise, erosion), _ = choose_smoothing(models, labelled.validation)
             weak = [pooled([(known_truth(s.mask, model.num_classes), q[axis])
                             for s, q in zip(scans.test, parts["test"])], model.num_classes)
                     for axis, model in models.items()]

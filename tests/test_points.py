@@ -4,8 +4,22 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pointseg.points import grow_points, labelling_cost, mean_further_points, sample_points
-from pointseg.volume import UNLABELLED
+from pointseg.points import (
+    BEARMAN,
+    Points,
+    Seconds,
+    draw_labels,
+    draw_points,
+    draw_rivals,
+    labelling_cost,
+    labelling_seconds,
+    sample_points,
+    sample_slices,
+    unlabelled,
+)
+from pointseg.preprocess import Prepared, Scans
+from pointseg.report.watershed import grow_points
+from pointseg.volume import UNLABELLED, ScanError
 
 
 def blocks() -> np.ndarray:
@@ -56,16 +70,89 @@ def test_labelling_cost_by_hand():
     assert labelling_cost(0) == pytest.approx(22.1 / 239.7)
 
 
-def test_mean_further_points_by_hand():
-    """Slice 0: 5 points of 2 classes, 3 further; slice 1: 2 of 2, none; slice 2 shows no vertebra."""
-    labels = np.full((5, 5, 3), UNLABELLED, np.uint8)
-    labels[0, :5, 0] = 0, 0, 4, 4, 4
-    labels[0, :2, 1] = 0, 1
-    labels[0, :5, 2] = 0
-    assert mean_further_points(labels) == 1.5
-    assert mean_further_points(labels[:, :, 2:]) == 0
-    # blocks: 5 + 6 + 3 points of 3 classes on two slices, 5 + 2 of 2 on another
-    assert mean_further_points(sample_points(blocks(), np.random.default_rng(0))) == pytest.approx((11 + 11 + 5) / 3)
+def prepared(mask: np.ndarray | None, name: str = "scan") -> Prepared:
+    return Prepared(np.ones((20, 16, 4), np.uint8) if mask is None else mask, mask, (1.0, 2.0, 3.0), name, "MR")
+
+
+@pytest.mark.parametrize("seconds", [BEARMAN, Seconds(100.0, 10.0, 2.0)])
+def test_labelling_seconds_by_hand(seconds):
+    """blocks: 5 + 6 + 3 points of 3 classes on two slices, 5 + 2 of 2 on the third; the empty slice is free."""
+    mask = blocks()
+    points = sample_points(mask, np.random.default_rng(0))
+    two, one = (seconds.points + n * seconds.further_point for n in (11, 5))
+    expected = [(points, 2 * two + one), (mask, 3 * seconds.mask), (np.full_like(mask, UNLABELLED), 0),
+                (np.where(np.arange(4) == 1, mask, UNLABELLED), seconds.mask),
+                (np.where(np.arange(4) == 1, mask, points), seconds.mask + two + one)]
+    for labels, time_s in expected:
+        for scan in (prepared(labels), Points.of(prepared(None), labels)):
+            assert labelling_seconds([scan], seconds) == pytest.approx(time_s)
+    assert labelling_seconds((prepared(x) for x, _ in expected), seconds) == pytest.approx(sum(s for _, s in expected))
+
+
+def test_points_are_a_prepared_scan():
+    """Only places and values are kept, and the mask is made of them; a scan without a mask will do."""
+    labels, scan = sample_points(blocks(), np.random.default_rng(0)), prepared(None)
+    points = Points.of(scan, labels)
+    assert isinstance(points, Prepared) and points.image is scan.image and points.shape == (20, 16, 4)
+    assert (points.spacing_mm, points.name, points.modality) == ((1.0, 2.0, 3.0), "scan", "MR")
+    assert points.mask is not points.mask and np.array_equal(points.mask, labels) and points.mask.dtype == np.uint8
+    assert not any(isinstance(x, np.ndarray) and x.shape == labels.shape for x in vars(points).values())
+    assert type(points.with_mask(blocks())) is Prepared and points.with_mask(blocks()).image is scan.image
+    assert (unlabelled(scan).mask == UNLABELLED).all()
+
+
+# --- labels of any kind ---
+
+@pytest.mark.parametrize("every", [1.0, 1.5, 2.9, 7.0, 100.0])
+def test_sampled_slices_are_whole_and_evenly_spaced(every):
+    """So many on average, at least one; the steps between them differ by one at most."""
+    mask, counts = np.random.default_rng(0).integers(0, 6, (5, 4, 20)).astype(np.uint8), []
+    for seed in range(200):
+        labels = sample_slices(mask, np.random.default_rng(seed), every)
+        chosen = np.flatnonzero((labels != UNLABELLED).any((0, 1)))
+        assert np.array_equal(labels, np.where(np.isin(np.arange(20), chosen), mask, UNLABELLED))
+        assert set(np.diff(chosen)) <= {int(every), int(np.ceil(every))}
+        counts.append(len(chosen))
+    assert min(counts) >= 1 and np.mean(counts) == pytest.approx(max(1, 20 / every), rel=0.04)
+
+
+def box_of(slices: int, name: str) -> Prepared:
+    """L2 on all but the outermost sagittal slices."""
+    mask = np.zeros((16, 18, slices), np.uint8)
+    mask[3:12, 4:13, 1:-1] = 2
+    return prepared(mask, name)
+
+
+@pytest.mark.parametrize("seconds", [BEARMAN, Seconds(60.0, 22.1, 0.9), Seconds(10.0, 22.1, 0.9)])
+def test_labels_of_each_kind_take_about_the_same_time(seconds):
+    """Slices as long as the points to within a mask a scan; as many scans, at least one.  Where a mask takes less than
+    points, all masks."""
+    scans = Scans([box_of(12 + i, f"t{i}") for i in range(9)], [box_of(14, f"v{i}") for i in range(2)])
+    for part in ("train", "validation"):
+        there, known = getattr(scans, part), {kind: getattr(draw_labels(scans, kind, 1, seconds), part)
+                                              for kind in ("points", "slices", "whole scans", "masks")}
+        points, slices, whole, masks = (labelling_seconds(labelled, seconds) for labelled in known.values())
+        assert known["masks"] == there and {s.name for s in known["whole scans"]} <= {s.name for s in there}
+        assert [s.name for s in known["points"]] == [s.name for s in known["slices"]] == [s.name for s in there]
+        assert masks == pytest.approx(seconds.mask * sum(s.shape[2] - 2 for s in there))
+        if points < masks:
+            assert abs(slices - points) <= seconds.mask * len(there)
+            assert len(known["whole scans"]) == max(1, round(len(there) * points / masks)) < len(there)
+        else:
+            assert slices == whole == pytest.approx(masks)
+
+
+def test_labels_are_drawn_alike_and_from_the_seed():
+    scans = Scans([box_of(12, "a"), box_of(12, "b")], [box_of(12, "v")], [box_of(12, "t")])
+    for kind in ("points", "slices"):
+        first, again, other = (draw_labels(scans, kind, seed) for seed in (0, 0, 3))
+        assert first.test == [] and all(np.array_equal(a.mask, b.mask) for a, b in zip(first.train, again.train))
+        assert any((a.mask != b.mask).any() for a, b in zip(first.train, other.train))
+        assert (first.train[0].mask != first.train[1].mask).any()
+    assert np.array_equal(draw_labels(scans, "points", 5).validation[0].mask, draw_points(scans.validation, 5)[0].mask)
+    assert {name: len(rival.train) for name, rival in draw_rivals(scans, 0).items()} == {"slices": 2, "whole_scans": 1}
+    with pytest.raises(ScanError, match="labels: found 'circles', expected points, slices"):
+        draw_labels(scans, "circles", 0)
 
 
 def test_points_grow_to_the_edges_of_a_clean_box():

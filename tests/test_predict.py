@@ -1,15 +1,20 @@
 """Whole scans through a network: every voxel back in its place, labels and probabilities alike, in little memory."""
 
 import tracemalloc
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pointseg.estimate import estimated_confusion
+from pointseg.fusion import THRESHOLDS, choose_threshold, threshold_counts
 from pointseg.kernels import resample_argmax
+from pointseg.metrics import weighted_dice
 from pointseg.network import FCN8VGG16
-from pointseg.predict import Model
+from pointseg.points import Points, sample_points
+from pointseg.predict import Model, ThreeAxes
 from pointseg.preprocess import Prepared
 from pointseg.runs.models import load_model, load_split, save_model
 from pointseg.slices import AXES
@@ -61,7 +66,6 @@ def test_predict_puts_every_voxel_back(shape, axis, crops, monkeypatch):
     labels = echo(axis).labels(scan)
     assert labels.dtype == np.uint8 and labels.flags.c_contiguous
     assert (labels == logits.argmax(0))[decided(logits)].all()
-    assert (echo(axis).slice_labels(scan, 3) == labels.take(3, number)).all()
 
 
 def test_predict_averages_logits_where_crops_overlap():
@@ -160,3 +164,77 @@ def test_score_by_hand(num_classes, expected):
             return torch.cat([1 - one, one] + [torch.zeros_like(one)] * (num_classes - 2), 1)
 
     assert Model(Answer(), "sagittal", 1.0, 32).score([scan, scan]) == pytest.approx(expected)
+
+
+# --- three models that answer together ---
+
+@dataclass
+class Says:
+    """In the place of a model: what it says of every voxel, or of each."""
+
+    said: np.ndarray  # (K,) or (K, z, y, x)
+    num_classes: int = 6
+
+    def probabilities(self, scan: Prepared) -> np.ndarray:
+        said = np.reshape(self.said, (len(self.said), *(np.shape(self.said)[1:] or (1, 1, 1))))
+        return np.array(np.broadcast_to(said, (len(said), *scan.shape)), np.float32)
+
+
+@pytest.mark.parametrize(("threshold", "vertebra"), [(0.5, 19 / 30), (0.4, 0.6 * 19 / (0.6 * 19 + 0.4 * 11)),
+                                                     (0.6, 0.4 * 19 / (0.4 * 19 + 0.6 * 11))])
+def test_three_axes_by_hand(threshold, vertebra):
+    """P(vertebra) is (0.6 + 0.5 + 0.8) / 3 = 19 / 30, the levels share it as 0.8 to 0.5 of 1.3: 0.390 L1, 0.367 none.
+
+    Another threshold weighs vertebra against background by 1 - threshold to threshold: with 0.6 background wins."""
+    said, scan = ([0.4, 0.6], [0.5, 0.2, 0.3, 0, 0, 0], [0.2, 0.6, 0.2, 0, 0, 0]), scan_of((3, 4, 5))
+    three = ThreeAxes(*map(Says, said), threshold)
+    expected = [1 - vertebra, vertebra * 8 / 13, vertebra * 5 / 13, 0, 0, 0]
+    found = three.probabilities(scan)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, Says(expected).probabilities(scan), atol=1e-6)
+    assert (three.labels(scan) == (0 if threshold == 0.6 else 1)).all()
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
+def test_three_that_are_sure_give_numbers(threshold):
+    """Of a level, of background, and of a vertebra whose level nobody knows."""
+    none, second = [1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]
+    for *said, expected in (([0, 1], second, second, 2), ([1, 0], none, none, 0), ([0, 1], none, none, 0)):
+        assert (ThreeAxes(*map(Says, said), threshold).labels(scan_of((2, 2, 2))) == expected).all()
+
+
+def test_a_threshold_decides_as_it_was_chosen():
+    """Voxel by voxel, so the counts that chose it are those of the answers, counted or estimated; of equals 0.5 wins.
+    Probabilities are such, whatever the threshold."""
+    rng, models = np.random.default_rng(1), []
+    mask = rng.integers(0, 6, (12, 11, 10)).astype(np.uint8)
+    for k in (2, 6, 6):  # unsure ones, that lean towards the truth
+        scores = rng.random((k, *mask.shape)) + 0.5 * (mask.clip(0, k - 1) == np.arange(k)[:, None, None, None])
+        models.append(Says(scores / scores.sum(0)))
+    three, scan = ThreeAxes(*models), Prepared(np.zeros(mask.shape, np.uint8), mask, (1.0,) * 3, "scan")
+    for labelled in (scan, Points.of(scan, sample_points(mask, rng))):
+        counts, scores = threshold_counts(three, labelled), []
+        for threshold, of_threshold in zip(THRESHOLDS, counts, strict=True):
+            chosen = replace(three, threshold=threshold)
+            assert (of_threshold == estimated_confusion(labelled, chosen.labels(scan), 6)).all()
+            np.testing.assert_allclose(chosen.probabilities(scan).sum(0), 1, atol=1e-5)
+            assert (chosen.segment(scan, scan.shape) == chosen.labels(scan)).all()
+            scores.append(chosen.score([labelled]))
+        best, score = choose_threshold(three, [labelled, labelled])
+        assert len(set(scores)) > 8 and best.threshold == THRESHOLDS[int(np.argmax(scores))]
+        assert score == pytest.approx(max(scores)) == pytest.approx(weighted_dice(counts[np.argmax(scores)]))
+    sure = ThreeAxes(Says([0, 1]), *[Says([0, 0, 1, 0, 0, 0])] * 2)
+    assert choose_threshold(sure, [scan.with_mask(np.full_like(mask, 2))]) == (replace(sure, threshold=0.5), 1.0)
+
+
+def test_three_axes_are_a_model():
+    """Grid, classes and modalities are the sagittal one's; probabilities lie on the scan's axes."""
+    three = ThreeAxes(*(Model(FCN8VGG16(k, width=1 / 16, hidden=8), axis, 2.0, 32, ("MR",))
+                        for axis, k in zip(AXES, (2, 6, 6))), 0.4)
+    scan = scan_of((9, 20, 30))
+    assert (three.grid_mm, three.num_classes, three.modalities) == (2.0, 6, ("MR",))
+    one, two, last = (m.probabilities(scan) for m in (three.transverse, three.coronal, three.sagittal))
+    p = (one[1] + two[1:].sum(0) + last[1:].sum(0)) / 3
+    expected = 0.6 * p / (0.6 * p + 0.4 * (1 - p)) * (two + last)[1:] / (two + last)[1:].sum(0)
+    np.testing.assert_allclose(three.probabilities(scan)[1:], expected, atol=1e-5)
+    assert three.segment(scan, (5, 9, 33)).shape == (5, 9, 33)

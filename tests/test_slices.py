@@ -32,8 +32,8 @@ def scan_of(shape: tuple[int, int, int], seed: int = 0, spacing_mm=(1.0, 1.0, 1.
 
 def dataset_of(labels: np.ndarray, axis: str = "sagittal", num_classes: int = 6, input_px: int = 32,
                augmentation: Augmentation = PLAIN, seed: int = 0, **options) -> SliceDataset:
-    return SliceDataset([labelled(labels, options.get("sparse"))], axis, num_classes, input_px, augmentation, seed,
-                        **options)
+    return SliceDataset([labelled(labels, options.pop("sparse", False))], axis, num_classes, input_px, augmentation,
+                        seed, **options)
 
 
 def labelled(labels: np.ndarray, sparse: bool = False, spacing_mm=(1.0, 1.0, 1.0)) -> Prepared | Points:
@@ -196,7 +196,7 @@ def test_extent_moves_with_the_image(augmentation):
     labels[18, 24], discs[:] = 2, 0
     rows, columns = np.mgrid[:40, :44]
     discs[np.hypot(rows - 18, columns - 24) < 9] = 2
-    sparse, dense = (SliceDataset([labelled(x, sparse, (2.0, 2.0, 2.0))], "sagittal", 6, 64, augmentation, 0, sparse,
+    sparse, dense = (SliceDataset([labelled(x, sparse, (2.0, 2.0, 2.0))], "sagittal", 6, 64, augmentation, 0,
                                   18.0 if sparse else None) for x, sparse in ((labels, True), (discs, False)))
     for epoch in range(20):
         extent, disc = sparse[epoch][2].numpy(), dense[epoch][1].numpy()
@@ -227,6 +227,43 @@ def test_two_classes_share_one_extent():
     extent = dataset_of(labels, num_classes=2, sparse=True, radius_mm=4.0)[0][2]
     assert extent.shape == (2, 32, 32)
     assert extent[1, 10].nonzero().flatten().tolist() == [11, 12, 13]
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_masks_have_extents_too(axis):
+    """Those of all their voxels, also of those beyond the crop; the mask's own labels stay what they are."""
+    values, often = np.array([0, 1, 4, UNLABELLED], np.uint8), (0.9, 0.03, 0.03, 0.04)
+    mask = np.random.default_rng(0).choice(values, (40, 36, 34), p=often)
+    of_mask, of_points, plain = (dataset_of(mask, axis, 2 if axis == "transverse" else 6, augmentation=STRONG,
+                                            sparse=sparse, radius_mm=radius_mm)
+                                 for sparse, radius_mm in ((False, 28.0), (True, 28.0), (False, None)))
+    for number in range(0, 2 * len(of_mask), 7):
+        _, labels, extent = of_mask[number]
+        assert torch.equal(extent, of_points[number][2]) and extent[1].any() and not extent[1].all()
+        assert torch.equal(labels, plain[number][1])
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["as a mask", "as points"])
+@pytest.mark.parametrize("axis", AXES)
+def test_masks_of_some_slices_and_points_of_the_others(axis, sparse):
+    """Two of seven sagittal slices are known whole, of others a few voxels: each item has what its slice has."""
+    rng, labels, number = np.random.default_rng(1), np.full((20, 24, 7), UNLABELLED, np.uint8), AXES[axis]
+    labels[:, :, [2, 5]] = rng.integers(0, 6, (20, 24, 2))
+    labels[rng.integers(0, 20, 30), rng.integers(0, 24, 30), np.arange(30) % 4] = 3
+    dataset, known = dataset_of(labels, axis, sparse=sparse), (labels != UNLABELLED).any(tuple({0, 1, 2} - {number}))
+    assert dataset.index == [(0, i) for i in np.flatnonzero(known)]
+    for (_, i), (_, target, _) in zip(dataset.index, dataset):
+        assert (target.numpy() == padded(labels.take(i, number), (32, 32), UNLABELLED)).all()
+
+
+@pytest.mark.parametrize("known", [9, 10])
+def test_half_of_the_voxels_make_a_mask(known):
+    """Of 20 rows: with 9, voxels are moved one by one, and no more come out; with 10, maps, which grow if enlarged."""
+    labels = np.full((20, 20, 1), UNLABELLED, np.uint8)
+    labels[:known] = 1
+    dataset = dataset_of(labels, augmentation=Augmentation(log_scale=0.2))
+    most = max(int((dataset[epoch][1] == 1).sum()) for epoch in range(20))
+    assert most > 200 if known == 10 else most == 180
 
 
 def test_padding_is_never_a_label_and_stays_black():

@@ -1,6 +1,7 @@
 """What tests of training share: a network, scans and a schedule so small that they take no time."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +12,14 @@ from pointseg.network import FCN8VGG16
 from pointseg.predict import Model
 from pointseg.preprocess import Prepared
 from pointseg.profiles import Schedule
-from pointseg.slices import Augmentation, SliceDataset
+from pointseg.runs.weights import read_torch
+from pointseg.slices import AXES, Augmentation, SliceDataset
 from pointseg.train import History, Watch, fit
 
 QUICK = Schedule(3e-3, (1, 3), (3, 1), round_steps=10, batch=4, patience=9, stop_after=9)
-TINY = dataclasses.replace(profiles.CLASSROOM, name="tiny", grid_mm=4.0, width=1 / 8, hidden=32, weak=QUICK, full=QUICK)
-MODELS = ("transverse", "coronal", "sagittal", "result", "reference")
+TINY = dataclasses.replace(profiles.CLASSROOM, name="tiny", grid_mm=4.0, width=1 / 8, hidden=32, weak=QUICK,
+                           full=dataclasses.replace(QUICK, rounds=(1, 1)))  # table1 trains twelve of these
+MODELS = (*AXES, "result", "reference", "result_sagittal", "reference_sagittal")  # of table1, each a row and a file
 
 TERMS = [(1.0, point_term), (1.0, moved_point_term), (1.0, consistency_term), (1.0, separation_term),
          (1.0, extent_term)]
@@ -54,3 +57,10 @@ def tiny_training(schedule: Schedule, watch: Watch | None = None,
                   [(1.0, point_term), (0.1, consistency_term)], schedule, lambda: model.score([tiny_scan(2)]),
                   watch=watch)
     return history, network.state_dict()
+
+
+def weights_in(path: Path) -> list[torch.Tensor]:
+    """Of all networks in a model's file; the threshold of three comes last."""
+    content = read_torch(path)
+    weights = [x for of_one in content.get("models", [content]) for x in of_one["weights"].values()]
+    return [*weights, torch.tensor(content.get("threshold", 0.5))]

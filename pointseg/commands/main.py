@@ -46,13 +46,20 @@ def parser() -> argparse.ArgumentParser:
         return p
 
     p = command("table1", table1, "the whole procedure: points, weak models, pseudo masks, result, reference",
-                "Run the whole procedure and print the thesis's Table 1 beside its own. Without --data it runs on "
-                "synthetic scans, which it writes to OUT/scans. OUT gets table1.json, figures and the five models. "
+                "Run the whole procedure and print the thesis's Table 1 beside its own: the result, from labels that "
+                "are drawn from the masks, the reference, from all masks, and their rivals, from as many masks as the "
+                "same time buys. Without --data it runs on synthetic scans, which it writes to OUT/scans. OUT gets "
+                "table1.json, figures and the models: result.pt and reference.pt hold three networks, one an axis. "
                 "Broken off at any moment and started again with the same arguments, it goes on where it was.")
     data_options(p, required=False)
+    p.add_argument("--labels", choices=("points", "slices", "masks"), default="points", help="what the result learns "
+                   "from: points on every sagittal slice (default), masks of as many slices as take the same time, or "
+                   "all masks, with their unlabelled voxels")
     training_options(p)
+    p.add_argument("--rounds", type=at_least(1), default=1, metavar="N", help="rounds of pseudo masks: in each after "
+                   "the first, three models learn from the answers of the three before (default 1)")
     p.add_argument("--seeds", type=at_least(1), default=1, metavar="N",
-                   help="repeat with N seeds, from --seed on, and report mean and spread; each in a folder of OUT "
+                   help="repeat with N seeds, from --seed on, and report means and intervals; each in a folder of OUT "
                    "(default 1)")
     p.add_argument("--at-once", type=at_least(1), metavar="N", help="models trained side by side, where they do not "
                    "wait for each other (default: the number of GPUs, or 1)")
@@ -68,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
     data_options(p)
     p.add_argument("--axis", choices=("transverse", "coronal", "sagittal"), default="sagittal",
                    help="cut the scans along this axis (default sagittal); transverse models know 2 classes, others 6")
-    p.add_argument("--labels", choices=("points", "masks"), default="points",
-                   help="what the model learns from (default points)")
+    p.add_argument("--labels", choices=("points", "slices", "masks"), default="points", help="what the model learns "
+                   "from: points (default), masks of as many slices as take the same time, or all masks")
     training_options(p)
     p.add_argument("-o", "--output", type=Path, default=Path("out/model.pt"),
                    help="the model to write (default out/model.pt); what it takes to go on lies in MODEL-training")
@@ -118,7 +125,8 @@ def import_options(p: argparse.ArgumentParser) -> None:
 def segment_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("scan", type=Path, nargs="+", metavar="SCAN",
                    help="a scan: a file or a DICOM folder; or a folder of scans; or a dataset folder")
-    p.add_argument("--model", type=Path, required=True, help="a model that table1 or train wrote")
+    p.add_argument("--model", type=Path, default=Path("out/table1/result.pt"), help="a model that table1 or train "
+                   "wrote (default out/table1/result.pt)")
     p.add_argument("-o", "--output", type=Path, required=True, metavar="MASK",
                    help="mask to write: .nii.gz, .nii, .mha or .nrrd; or a folder, for any number of scans")
     p.add_argument("--modality", choices=("CT", "MR"), default="", help="where not given: from the DICOM header, else "
@@ -142,6 +150,12 @@ def training_options(p: argparse.ArgumentParser) -> None:
                    "thesis: a CUDA GPU, hours")
     p.add_argument("--terms", help="loss terms of the models that learn from points: P point, C consistency, E extent, "
                    "S separation (default: the profile's, classroom P, thesis PCES)")
+    p.add_argument("--validation", choices=("labels", "masks"), default="labels", help="what chooses a model's best "
+                   "round and all else that is chosen: labels of validation scans, of the kind that trains (default), "
+                   "or their full masks, as in the thesis")
+    p.add_argument("--seconds", nargs=3, type=positive, metavar=("MASK", "POINTS", "FURTHER"), help="what an expert "
+                   "takes to label an image: with a mask, with a point a class, for each further point (default: "
+                   "239.7 22.1 0.9, of photographs, Bearman et al. 2016)")
     p.add_argument("--imagenet", metavar="FILE", help="thesis profile: VGG16's ImageNet weights, or none to train from "
                    "scratch; where not given, torch.hub's download")
     p.add_argument("--batch", type=at_least(1), metavar="N", help="slices a step, of all processes together (default: "
@@ -185,6 +199,7 @@ def chosen_plan(options: argparse.Namespace, folder: Path, **more):
 
     from pointseg.datasets.manifest import read_manifest
     from pointseg.network import set_mixed_precision
+    from pointseg.points import Seconds
     from pointseg.procedure import terms_named
     from pointseg.runs.experiment import Machine, Plan
     from pointseg.runs.run import remove_leftovers
@@ -203,7 +218,8 @@ def chosen_plan(options: argparse.Namespace, folder: Path, **more):
     machine = Machine(options.cache, workers, getattr(options, "at_once", None) or max(1, gpus), options.tensorboard)
     imagenet = Path(options.imagenet) if profile.imagenet and options.imagenet else None
     return Plan(tuple(cases), profile, options.seed, machine, options.terms or "", options.published_split, imagenet,
-                **more)
+                options.labels, options.validation == "masks", Seconds(*options.seconds or ()),
+                getattr(options, "rounds", 1), **more)
 
 
 def at_least(least: int):
@@ -213,6 +229,15 @@ def at_least(least: int):
         return value
     parse.__name__ = "number"
     return parse
+
+
+def positive(text: str) -> float:
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is no time")
+    return value
+
+
+positive.__name__ = "number"  # in argparse's messages
 
 
 # torch and numba take seconds to load: the modules that need them are imported by the command that runs.
@@ -237,7 +262,7 @@ def table1(options: argparse.Namespace) -> None:
         out = options.out if options.seeds == 1 else options.out / f"seed{seed}"
         table = run(replace(plan, seed=seed), out, name, options.restart)
         write_table(table, out)
-        print(f"\n{table}\n\nwritten to {out}: table1.json, {', '.join(f'{m}.pt' for m in table.outcome.models)}, "
+        print(f"\n{table}\n\nwritten to {out}: table1.json, result.pt, reference.pt and the models of each axis, "
               "stages.png, curves.png, per_class.png, confusion.png")
         tables.append(table)
     if options.seeds > 1:
@@ -254,7 +279,7 @@ def train(options: argparse.Namespace) -> None:
     with together():
         check_folder(options.output.parent)
         plan = chosen_plan(options, options.data, two_classes=options.axis == "transverse")
-        history = train_one(plan, options.axis, options.labels == "points", options.output, options.restart)
+        history = train_one(plan, options.axis, options.output, options.restart)
         print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
               f"written to {options.output}")
 

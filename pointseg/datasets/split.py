@@ -2,10 +2,14 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tqdm.auto import tqdm
+
 from pointseg.datasets.manifest import PARTS, Case
+from pointseg.preprocess import Prepared, Scans, prepare
+from pointseg.profiles import Profile
 from pointseg.volume import ScanError
 
 SIXTHS = (4, 1, 1)  # of the patients, for training, test, validation: the order in which a tie is settled
@@ -102,3 +106,19 @@ def split_without_flaws(cases: Sequence[Case], seed: int, published: bool = Fals
 def names_of(split: Split) -> dict[str, list[str]]:
     """Case names by part, as models and tables keep them."""
     return {part: [c.name for c in getattr(split, part)] for part in ("train", "validation", "test")}
+
+
+def read_and_prepare(case: Case, grid_mm: float) -> Prepared:
+    return prepare(case.read(), grid_mm)
+
+
+def prepare_split(split: Split, profile: Profile, prepare_case: Callable[..., Prepared] = read_and_prepare) -> Scans:
+    """Read and prepare all cases of a split."""
+    parts = (split.train, split.validation, split.test)
+    with tqdm(total=sum(map(len, parts)), desc="preparing", unit="scan") as bar:
+        def prepared(case) -> Prepared:
+            scan = prepare_case(case, profile.grid_mm)
+            bar.update()
+            return scan
+
+        return Scans(*([prepared(case) for case in part] for part in parts))

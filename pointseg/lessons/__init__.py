@@ -5,7 +5,7 @@ Nothing here is part of the procedure.  Everything is written below out/lessons,
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,9 @@ import numpy as np
 from pointseg.datasets.manifest import MANIFEST, Case, read_manifest
 from pointseg.datasets.phantom import make_phantom, write_phantoms
 from pointseg.losses import Term, point_term
-from pointseg.points import Points
 from pointseg.predict import Model
-from pointseg.preprocess import Prepared
-from pointseg.procedure import Scans, train_full, train_weak
+from pointseg.preprocess import Scans
+from pointseg.procedure import train_full, train_weak
 from pointseg.profiles import LESSON
 from pointseg.runs.identity import PACKAGE, identity_of
 from pointseg.runs.run import Run
@@ -76,20 +75,24 @@ def lesson_volume() -> Volume:
     return make_phantom(SEED, sequence="water") if data_folder() is None else lesson_cases()[0].read()
 
 
-def weak_model(points: Sequence[Points], scans: Scans, axis: str,
+def weak_model(labelled: Scans, axis: str,
                terms: Sequence[tuple[float, Term]] = ((1.0, point_term),)) -> tuple[Model, History]:
     """`train_weak` in the lesson profile; with the package's own terms it is trained once and then read."""
-    train = partial(train_weak, points, scans.validation, axis, LESSON, SEED, terms)
+    train = partial(train_weak, labelled, axis, LESSON, SEED, terms)
     if any(getattr(term, "__module__", "") != point_term.__module__ for _, term in terms):
         return train()  # your own term: it may have changed since the last time
     used = [(weight, term.__name__) for weight, term in terms]
-    return _remember(axis, train, [scan.name for scan in scans.validation], axis, used, *(p.labels for p in points))
+    return _remember(axis, train, axis, used, *_known(labelled))
 
 
-def full_model(labelled: Sequence[Prepared], scans: Scans, name: str) -> tuple[Model, History]:
+def full_model(labelled: Scans, name: str, axis: str = "sagittal") -> tuple[Model, History]:
     """`train_full` on scans with pseudo masks, or true ones, in the lesson profile, trained once and then read."""
-    train = partial(train_full, labelled, scans.validation, "sagittal", LESSON, SEED)
-    return _remember(name, train, [scan.name for scan in scans.validation], *(scan.mask for scan in labelled))
+    return _remember(f"{name}_{axis}", partial(train_full, labelled, axis, LESSON, SEED), *_known(labelled))
+
+
+def _known(labelled: Scans) -> Iterator:
+    for scan in (*labelled.train, *labelled.validation):
+        yield from (scan.name, scan.mask)
 
 
 def training_of(name: str) -> Path:

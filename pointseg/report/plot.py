@@ -18,12 +18,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from pointseg.kernels import reassemble_labels
 from pointseg.predict import Model
 from pointseg.preprocess import Prepared
+from pointseg.report.centres import plane_counts
 from pointseg.scans.files import whole_file
 from pointseg.slices import AXES
 from pointseg.train import History
-from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, ScanError, plane_counts
+from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, ScanError
 
 # Okabe and Ito (2008).  In this order neighbouring vertebrae differ most, whichever kind of cone cell is missing.
 COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#F0E442", "#009E73")  # L1..L5
@@ -77,14 +79,16 @@ def overlay(ax: Axes, image: np.ndarray, labels: np.ndarray, spacing_mm: tuple[f
 
 
 def slice_and_truth(model: Model, scan: Prepared) -> np.ndarray:
-    """The middle slice of a scan's vertebrae as the model sees it, beside the truth.   -> pixels (H, W, 3) uint8"""
+    """The middle slice of a scan's vertebrae as the model sees it, beside its labels.   -> pixels (H, W, 3) uint8"""
     axis = AXES[model.axis]
     at = centre_of(scan.mask)[axis]
-    return pair(scan.image.take(at, axis), model.slice_labels(scan, at), scan.mask.take(at, axis))
+    crops, corners = next(model.logits(scan, range(at, at + 1)))
+    said = reassemble_labels(crops, corners, tuple(np.delete(scan.shape, axis).tolist()))[0]
+    return pair(scan.image.take(at, axis), said, scan.mask.take(at, axis))
 
 
 def pair(image: np.ndarray, labels: np.ndarray, truth: np.ndarray, zoom: int = 3) -> np.ndarray:
-    """A slice with its labels, and beside it with the true ones.   all (H, W) -> pixels (H', W', 3) uint8
+    """A slice with its prediction, and beside it with its labels.   all (H, W) -> pixels (H', W', 3) uint8
 
     Unlike `overlay` it takes no time worth speaking of, and draws transverse models' "vertebra" in L1's colour.
     """

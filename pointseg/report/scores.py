@@ -8,10 +8,12 @@ from tqdm.auto import tqdm
 
 from pointseg.datasets.manifest import CENTROIDS, Case
 from pointseg.datasets.split import cases_with_levels
+from pointseg.estimate import known_truth
 from pointseg.kernels import confusion_matrix, resample_argmax
-from pointseg.metrics import absent_classes, centres_mm, identified, per_class, weighted_dice
-from pointseg.predict import Model, known_truth
+from pointseg.metrics import per_class, weighted_dice
+from pointseg.predict import Model, ThreeAxes
 from pointseg.preprocess import Prepared
+from pointseg.report.centres import centres_mm, identified
 from pointseg.volume import CLASSES, ScanError, Volume
 
 VERTEBRA_CLASSES = ("background", "vertebra")
@@ -95,7 +97,7 @@ def pooled(of_cases: dict[str, dict[str, dict]]) -> dict[str, Evaluation]:
     return results
 
 
-def evaluate_model(model: Model, cases: Iterable[Case]) -> Evaluation:
+def evaluate_model(model: Model | ThreeAxes, cases: Iterable[Case]) -> Evaluation:
     """Score a model on cases: one of L1..L5 on those whose vertebrae have levels."""
     cases = list(cases)
     usable = [c for c in cases if c.mask_extent != CENTROIDS] if model.num_classes == 2 else cases_with_levels(cases)
@@ -125,6 +127,11 @@ def summary(evaluation: Evaluation) -> dict:
         "per_source": {name: number(score) for name, score in evaluation.per_source().items()},
         "per_case": {name: number(weighted_dice(m)) for name, m in evaluation.matrices().items()},
         "confusion": matrix.tolist(), "cases": list(evaluation.cases)}
+
+
+def absent_classes(confusion: np.ndarray) -> list[int]:
+    """Classes without a true voxel, which `weighted_dice` leaves out."""
+    return np.flatnonzero(confusion.sum(1) == 0).tolist()
 
 
 def text_of(summary: dict) -> str:

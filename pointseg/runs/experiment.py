@@ -9,15 +9,19 @@ from tqdm.auto import tqdm
 
 from pointseg import procedure
 from pointseg.datasets.manifest import CENTROIDS, Case
-from pointseg.datasets.split import Split, names_of, split_without_flaws
+from pointseg.datasets.split import Split, names_of, prepare_split, split_without_flaws
 from pointseg.network import device, mixed_precision, set_mixed_precision
+from pointseg.points import BEARMAN, Seconds, draw_labels, draw_points, draw_rivals
 from pointseg.predict import Model
-from pointseg.procedure import Scans, draw_points, prepare_split, terms_named, train_full, train_weak
+from pointseg.preprocess import Scans
+from pointseg.procedure import full_makes, terms_named, weak_makes
 from pointseg.profiles import Profile
 from pointseg.report.scores import pooled, score_case
-from pointseg.report.table import Table, answers_of, grown
+from pointseg.report.table import Table, answers_of
+from pointseg.report.watershed import grown
 from pointseg.runs.checkpoint import Checkpoints
 from pointseg.runs.identity import identity_of
+from pointseg.runs.models import save_model
 from pointseg.runs.parallel import Together, check_equal_parts
 from pointseg.runs.processes import from_main, side_by_side, world_size
 from pointseg.runs.run import Run, begin
@@ -27,8 +31,6 @@ from pointseg.scans.files import hash_of
 from pointseg.slices import AXES
 from pointseg.train import History
 from pointseg.volume import ScanError
-
-INDEPENDENT = (*AXES, "reference")  # models that wait for no other
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Plan:
     terms: str = ""  # letters; "" for the profile's
     published: bool = False  # split as the sources do, not by the seed
     imagenet: Path | None = None  # a file of first weights, where not torch.hub's
+    labels: str = "points"  # or slices, whole scans, masks: see `points.draw_labels`
+    validation_masks: bool = False  # choose by full masks of the validation scans, as the thesis did
+    seconds: Seconds = BEARMAN  # what labels cost
+    rounds: int = 1  # of pseudo masks
     two_classes: bool = False  # cases without levels will do
 
     @cached_property
@@ -63,6 +69,10 @@ class Plan:
         return self.terms or self.profile.terms
 
     @property
+    def loss_terms(self) -> procedure.Terms:
+        return terms_named(self.letters, self.profile)
+
+    @property
     def full_profile(self) -> Profile:
         """With first weights, which are read when they are needed."""
         return replace(self.profile, first_weights=partial(read_imagenet, self.imagenet))
@@ -72,10 +82,11 @@ class Plan:
         """All that a run's result depends on: its arguments, its data, its code and its libraries."""
         cases = [c for part in (self.split.train, self.split.validation, self.split.test) for c in part]
         return {"profile": asdict(self.profile) | {"first_weights": self.imagenet and hash_of(self.imagenet)},
-                "seed": self.seed, "terms": self.letters, "published split": self.published,
+                "seed": self.seed, "terms": self.letters, "published split": self.published, "labels": self.labels,
+                "validation masks": self.validation_masks, "seconds": asdict(self.seconds), "rounds": self.rounds,
                 "split": names_of(self.split), "data": {case.name: hash_of_case(case) for case in cases},
                 "device": device().type, "mixed precision": mixed_precision(),
-                **identity_of("runs.volumes", "report.scores", "datasets.split")}  # the first has the procedure
+                **identity_of("procedure", "runs.volumes", "report.scores")}
 
     def prepare(self) -> Scans:
         """Of several processes the first does it, and all read the files."""
@@ -87,13 +98,20 @@ class Plan:
         about = {"split": names_of(self.split), "profile": self.profile.name, "seed": self.seed}
         return Run(folder, models, about, watch)
 
-    def trainer(self, scans: Scans, axis: str, from_points: bool) -> Callable[..., tuple[Model, History]]:
-        """A `make` of one model that waits for no other."""
-        if from_points:
-            terms = terms_named(self.letters, self.profile)
-            return partial(train_weak, draw_points(scans.train, self.seed), scans.validation, axis, self.full_profile,
-                           self.seed, terms)
-        return partial(train_full, scans.train, scans.validation, axis, self.full_profile, self.seed)
+    def labelled(self, scans: Scans) -> Scans:
+        """What is known of the training and validation scans."""
+        labelled = draw_labels(scans, self.labels, self.seed, self.seconds)
+        return replace(labelled, validation=scans.validation) if self.validation_masks else labelled
+
+    def rivals(self, scans: Scans) -> dict[str, Scans]:
+        return draw_rivals(scans, self.seed, self.seconds)
+
+    def independent(self, scans: Scans) -> dict[str, Callable[..., tuple[Model, History]]]:
+        """What trains each model that waits for no other, by its name."""
+        makes = weak_makes(self.labelled(scans), self.full_profile, self.seed, self.loss_terms)
+        for arm, known in ({"reference": scans} | self.rivals(scans)).items():
+            makes |= full_makes(arm, known, self.full_profile, self.seed)
+        return makes
 
 
 def run(plan: Plan, out: Path, data: str = "", restart: bool = False) -> Table:
@@ -105,10 +123,13 @@ def run(plan: Plan, out: Path, data: str = "", restart: bool = False) -> Table:
     with begin(out / "training", lambda: {"command": "table1"} | plan.identity, restart):
         keep = plan.run_in(out / "training", out)
         scans = plan.prepare()
-        if plan.machine.at_once > 1 and (waiting := [name for name in INDEPENDENT if not keep.is_trained(name)]):
+        if plan.machine.at_once > 1 and (waiting := [n for n in plan.independent(scans) if not keep.is_trained(n)]):
             side_by_side(partial(_train_alone, plan, out, mixed_precision()), waiting, plan.machine.at_once)
-        outcome = procedure.run(scans, plan.full_profile, plan.seed, terms_named(plan.letters, plan.profile), keep=keep)
-        points = {p.scan.name: p for p in draw_points(scans.test, plan.seed)}
+        outcome = procedure.run(scans, plan.full_profile, plan.seed, plan.loss_terms, plan.labelled(scans), keep,
+                                plan.rounds, plan.rivals(scans))
+        for arm in ("result", "reference"):
+            save_model(out / f"{arm}.pt", outcome.models[arm], **keep.about)
+        points = {p.name: p for p in draw_points(scans.test, plan.seed)}
         answers = answers_of(outcome) | {"watershed": lambda scan: grown(points[scan.name], scan)}
         asked = ((answers, plan.split.test), ({"pseudo_mask_train": answers["pseudo_mask"]}, plan.split.train))
         prepare, scores = outcome.models["result"].prepare, {}
@@ -117,27 +138,25 @@ def run(plan: Plan, out: Path, data: str = "", restart: bool = False) -> Table:
                               for case in tqdm(cases, "scoring", unit="scan")})
         example = next(c.name for c in plan.split.test if c.mask_extent != CENTROIDS)
         return Table(outcome, scores, names_of(plan.split), points[example], keep.seconds, plan.seed,
-                     plan.profile.name, plan.letters, data)
+                     plan.profile.name, plan.letters, data, plan.labels, plan.seconds)
 
 
 def _train_alone(plan: Plan, out: Path, mixed: bool, name: str) -> None:
     """One of the independent models, in a process of its own."""
     set_mixed_precision(mixed)
-    axis = "sagittal" if name == "reference" else name
-    plan.run_in(out / "training", out)(name, plan.trainer(plan.prepare(), axis, name != "reference"))
+    plan.run_in(out / "training", out)(name, plan.independent(plan.prepare())[name])
 
 
-def train_one(plan: Plan, axis: str, from_points: bool, path: Path, restart: bool = False) -> History:
-    """One model along one axis, from points or from masks, on the split that `run` would use, into `path`.
+def train_one(plan: Plan, axis: str, path: Path, restart: bool = False) -> History:
+    """One model along one axis, as a weak one from points, else as the reference, on the split that `run` would use,
+    into `path`.
 
     PATH-training beside it holds all that it takes to go on after an end at any moment.
     """
-    folder = path.with_name(f"{path.stem}-training")
-
-    def identity() -> dict:
-        return {"command": "train", "axis": axis, "labels": "points" if from_points else "masks"} | plan.identity
-
-    check_equal_parts((plan.profile.weak if from_points else plan.profile.full).batch)
-    with begin(folder, identity, restart):
-        train = plan.trainer(plan.prepare(), axis, from_points)
-        return plan.run_in(folder, path.parent).trained("", path, train)[1]
+    folder, weak = path.with_name(f"{path.stem}-training"), plan.labels == "points"
+    check_equal_parts((plan.profile.weak if weak else plan.profile.full).batch)
+    with begin(folder, lambda: {"command": "train", "axis": axis} | plan.identity, restart):
+        labelled = plan.labelled(plan.prepare())
+        makes = weak_makes(labelled, plan.full_profile, plan.seed, plan.loss_terms) if weak else {
+            axis: make for axis, make in zip(AXES, full_makes("", labelled, plan.full_profile, plan.seed).values())}
+        return plan.run_in(folder, path.parent).trained("", path, makes[axis])[1]

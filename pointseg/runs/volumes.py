@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pointseg.datasets.manifest import Case
+from pointseg.datasets.split import read_and_prepare
 from pointseg.preprocess import Prepared
-from pointseg.procedure import read_and_prepare
 from pointseg.runs.identity import identity_of
 from pointseg.scans.files import Damaged, hash_of, whole_file, write_json
 from pointseg.scans.reading import data_files
@@ -83,7 +83,7 @@ def _read(path: Path, name: str) -> ScanInFile:
 
 
 def prepare_into(folder: Path) -> Callable[[Case, float], Prepared]:
-    """A `prepare_case` of `procedure.prepare_split` that keeps prepared scans in a folder."""
+    """A `prepare_case` of `datasets.split.prepare_split` that keeps prepared scans in a folder."""
     return partial(_prepared_case, folder=folder)
 
 

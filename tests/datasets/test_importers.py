@@ -185,6 +185,7 @@ def test_usiegen_frames_stay_in_the_order_that_masks_were_drawn_in(tmp_path, cap
 
 
 @pytest.mark.parametrize(("case", "patient"), [("AKa4", "AKa"), ("AKs3", "AKs"), ("DzZ_T2", "DzZ"), ("S01", "S01"),
+                                               ("Lan", "Lan"), ("LanII", "Lan"),
                                                ("St1", "St1"), ("C002", "C002")])
 def test_usiegen_patients(case, patient):
     assert usiegen.patient_of(case) == patient

@@ -10,7 +10,8 @@ from scipy import ndimage
 from pointseg.datasets.phantom import build_spine, make_phantom, place
 from pointseg.kernels import confusion_matrix
 from pointseg.metrics import weighted_dice
-from pointseg.points import grow_points, sample_points
+from pointseg.points import sample_points
+from pointseg.report.watershed import grow_points
 from pointseg.scans.volumes import read_volume
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

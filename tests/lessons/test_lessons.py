@@ -123,10 +123,9 @@ def test_nothing_old_is_read_after_a_change(monkeypatch):
 def test_an_own_term_is_trained_anew_each_time(monkeypatch):
     calls = []
     monkeypatch.setattr(lessons, "train_weak", lambda *_, watch=None: calls.append(1) or small_model(0))
-    scans = lessons.Scans([], [], [])
     for terms in ([(1.0, point_term)], [(1.0, point_term), (0.1, lambda step: step.logits.sum())]):
         for _ in range(2):
-            lessons.weak_model([], scans, "sagittal", terms)
+            lessons.weak_model(lessons.Scans([], []), "sagittal", terms)
     assert len(calls) == 3
 
 

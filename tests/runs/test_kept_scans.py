@@ -13,8 +13,8 @@ import torch
 
 from pointseg.datasets.manifest import Case, read_manifest
 from pointseg.datasets.phantom import write_phantoms
+from pointseg.points import draw_points
 from pointseg.preprocess import Prepared, prepare
-from pointseg.procedure import draw_points
 from pointseg.profiles import AUGMENTATION
 from pointseg.runs.volumes import hash_of_case, key_of, prepare_into
 from pointseg.slices import AXES, SliceDataset
@@ -113,7 +113,7 @@ def test_items_from_files_are_those_from_memory(cases, tmp_path, axis, sparse):
     """Two epochs, every item; and so it is in another process, to which no voxel is sent."""
     def dataset(scans: list[Prepared]) -> SliceDataset:
         return SliceDataset(draw_points(scans, 0) if sparse else scans, axis, 2 if axis == "transverse" else 6, 96,
-                            AUGMENTATION, 0, sparse, 110.0 if sparse else None)
+                            AUGMENTATION, 0, 110.0 if sparse else None)
 
     in_memory = [prepare(case.read(), GRID_MM) for case in cases]
     memory, files = dataset(in_memory), dataset([prepare_into(tmp_path)(case, GRID_MM) for case in cases])
@@ -141,8 +141,8 @@ scans = [kept_scan(folder / f"{scan.name}.npy", lambda: scan) for scan in made]
 keep = Run(folder, folder)
 pseudo = [keep(f"pseudo/{scan.name}", lambda: scan.with_mask(scan.mask)) for scan in scans]
 points = [Points.of(scan, mask) for scan in scans]
-for labelled, sparse in ((points, True), (pseudo, False)):
-    dataset = SliceDataset(labelled, "sagittal", 6, 32, Augmentation(), 0, sparse)
+for labelled in (points, pseudo):
+    dataset = SliceDataset(labelled, "sagittal", 6, 32, Augmentation(), 0)
     assert len(dataset) == 12000
     for numbers in itertools.islice(batch_numbers(12000, 60, 0), 200):  # an epoch
         found = (255 * dataset.batch(numbers)[0][:, 1, 16, 16]).round().int().tolist()

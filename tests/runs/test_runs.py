@@ -18,12 +18,15 @@ from unittest.mock import MagicMock, call
 import numpy as np
 import pytest
 import torch
-from tiny import MODELS, TINY, schedule_of, tiny_scan, tiny_training
+from scipy import stats
+from tiny import MODELS, TINY, schedule_of, tiny_scan, tiny_training, weights_in
 
 from pointseg import profiles
 from pointseg.commands import main as cli
 from pointseg.datasets.manifest import read_manifest
 from pointseg.datasets.phantom import write_phantoms
+from pointseg.points import BEARMAN, Seconds, draw_labels
+from pointseg.preprocess import Scans
 from pointseg.report.plot import training
 from pointseg.runs import identity
 from pointseg.runs.checkpoint import BEFORE, LAST, Checkpoints
@@ -304,14 +307,14 @@ def table1(scans: Path, out: Path, *more: str) -> int:
 def contents(out: Path) -> tuple[dict, dict]:
     table = json.loads((out / "table1.json").read_text())
     return ({k: v for k, v in table.items() if k not in ("seconds", "peak_rss_mb")},
-            {name: read_torch(out / f"{name}.pt")["weights"] for name in MODELS})
+            {path.name: weights_in(path) for path in out.glob("*.pt")})
 
 
 def assert_same_table(a: Path, b: Path) -> None:
     (table, weights), (table_b, weights_b) = contents(a), contents(b)
-    assert table == table_b
+    assert table == table_b and len(weights) == 17 and weights.keys() == weights_b.keys()
     for name, of_model in weights.items():
-        assert all(torch.equal(x, weights_b[name][k]) for k, x in of_model.items())
+        assert all(map(torch.equal, of_model, weights_b[name]))
 
 
 @pytest.fixture(scope="module")
@@ -331,16 +334,16 @@ from pointseg import profiles
 from pointseg.commands import main as cli
 from pointseg.runs import checkpoint
 profiles.PROFILES["classroom"] = TINY
-checkpoint.Checkpoints.due = lambda self, least_s: True
+checkpoint.Checkpoints.due = lambda self, least_s: {each_step}
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def command(tmp_path: Path) -> Path:
-    """The command line with the tiny profile, and a checkpoint after each step, as a script."""
+def command(tmp_path: Path, each_step: bool = True) -> Path:
+    """The command line with the tiny profile, and a checkpoint after each step or none, as a script."""
     script = tmp_path / "command.py"
-    script.write_text(COMMAND.format(tests=str(Path(__file__).parents[1])))
+    script.write_text(COMMAND.format(tests=str(Path(__file__).parents[1]), each_step=each_step))
     return script
 
 
@@ -369,22 +372,53 @@ def test_table1_killed_at_random_moments(scans, whole, tmp_path):
 
 
 def test_a_finished_table1_is_told_again_at_once(scans, whole, tmp_path):
-    """Nothing is trained; a model that was replaced is trained again, and nothing else."""
+    """Nothing is trained; a model that was replaced is trained again, and nothing else.  Threes are put together."""
     copy = shutil.copytree(whole, tmp_path / "copy")
     before = {path.name: path.stat().st_mtime_ns for path in copy.glob("*.pt")}
-    shutil.copy(copy / "coronal.pt", copy / "reference.pt")
+    shutil.copy(copy / "coronal.pt", copy / "reference_sagittal.pt")
     assert table1(scans, copy) == 0
-    assert [name for name in before if (copy / name).stat().st_mtime_ns != before[name]] == ["reference.pt"]
+    assert {name for name in before if (copy / name).stat().st_mtime_ns != before[name]} == {
+        "reference_sagittal.pt", "reference.pt", "result.pt"}
     assert_same_table(copy, whole)
 
 
-@pytest.mark.parametrize("more", [["--seed", "1"], ["--terms", "PC"], ["--batch", "5"]], ids=str)
+@pytest.mark.parametrize("more", [
+    ["--seed", "1"], ["--terms", "PC"], ["--batch", "5"], ["--labels", "slices"], ["--validation", "masks"],
+    ["--seconds", "100", "22", "1"], ["--rounds", "2"]], ids=str)
 def test_table1_with_other_arguments_is_refused(scans, whole, capsys, more):
     before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
     assert table1(scans, whole, *more) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("pointseg table1: ") and "holds another run" in error and more[0][2:] in error
     assert before == {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+
+
+def test_options_reach_the_plan_and_what_it_draws(scans, tmp_path):
+    """Labels of the kind asked for at the price asked for, chosen by themselves or by masks; rivals for that price."""
+    more = ["--labels", "slices", "--validation", "masks", "--rounds", "3", "--seconds", "60", "20", "1.5"]
+    given, usual = (cli.chosen_plan(cli.parser().parse_args(["table1", "--cache", str(tmp_path), *options]), scans)
+                    for options in (more, []))
+    for plan, expected in ((given, ("slices", True, 3, Seconds(60, 20, 1.5))), (usual, ("points", False, 1, BEARMAN))):
+        assert (plan.labels, plan.validation_masks, plan.rounds, plan.seconds) == expected
+    assert {key for key, value in given.identity.items() if value != usual.identity[key]} == {
+        "labels", "validation masks", "seconds", "rounds"}
+    prepared = Scans([tiny_scan(0), tiny_scan(1)], [tiny_scan(2)])
+    labelled, drawn = given.labelled(prepared), draw_labels(prepared, "slices", 0, given.seconds).train
+    assert all(np.array_equal(a.mask, b.mask) for a, b in zip(labelled.train, drawn, strict=True))
+    assert labelled.validation is prepared.validation is not usual.labelled(prepared).validation
+    rivals = [plan.rivals(prepared)["slices"].train[0] for plan in (given, usual)]
+    assert np.array_equal(rivals[0].mask, drawn[0].mask) and len(rivals[0].values) > len(rivals[1].values)  # cheaper
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ("--labels circles", "invalid choice: 'circles'"), ("--validation none", "invalid choice: 'none'"),
+    ("--seconds 240 22", "expected 3 arguments"), ("--seconds 0 22 1", "0.0 is no time"), ("--rounds 0", "than 1"),
+    ("--seconds 240 22 nan", "nan is no time"), ("--seconds long 22 1", "invalid number value: 'long'")])
+def test_nonsense_is_refused_with_the_options_name(capsys, more, said):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["table1", *more.split()])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert more.split()[0] in error and said in error
 
 
 def test_table1_with_other_data_or_code_is_refused(scans, whole, tmp_path, capsys, monkeypatch):
@@ -405,14 +439,16 @@ def test_models_side_by_side_are_those_one_after_the_other(scans, tmp_path):
     results = []
     for at_once in ("1", "2"):
         out = tmp_path / at_once
-        arguments = [sys.executable, str(command(tmp_path)), "table1", "--data", str(scans), "--out", str(out),
-                     "--cache", str(tmp_path / "cache"), "--at-once", at_once]
+        arguments = [sys.executable, str(command(tmp_path, each_step=False)), "table1", "--data", str(scans), "--out",
+                     str(out), "--cache", str(tmp_path / "cache"), "--at-once", at_once]
         subprocess.run(arguments, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         results.append(out)
     assert_same_table(*results)
 
 
-def test_seeds_report_mean_and_spread(scans, whole, tmp_path, capsys):
+def test_seeds_report_mean_spread_and_interval(scans, whole, tmp_path, capsys):
+    """The first seed's run is there already, and gone on with."""
+    shutil.copytree(whole, tmp_path / "seed0")
     assert table1(scans, tmp_path, "--seeds", "2") == 0
     said = capsys.readouterr().out
     table = json.loads((tmp_path / "table1.json").read_text())
@@ -422,7 +458,10 @@ def test_seeds_report_mean_and_spread(scans, whole, tmp_path, capsys):
         values = [t[name] for t in each]
         assert table["mean"][name] == pytest.approx(np.mean(values))
         assert table["spread"][name] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-    assert "with 2 seeds" in said and "spread" in said
+        if values[0] != values[1]:
+            expected = stats.t.interval(0.95, 1, np.mean(values), stats.sem(values))
+            assert table["interval"][name] == pytest.approx(list(expected))
+    assert "with 2 seeds" in said and "95 % interval" in said
     assert_same_table(tmp_path / "seed0", whole)
 
 
@@ -454,5 +493,5 @@ def test_a_model_of_masks_is_the_reference(scans, whole, tmp_path):
     path = tmp_path / "masks.pt"
     assert cli.main(["train", "--data", str(scans), "--cache", str(tmp_path / "cache"), "--labels", "masks",
                      "-o", str(path)]) == 0
-    weights, expected = (read_torch(p)["weights"] for p in (path, whole / "reference.pt"))
+    weights, expected = (read_torch(p)["weights"] for p in (path, whole / "reference_sagittal.pt"))
     assert all(torch.equal(x, expected[name]) for name, x in weights.items()) and len(weights) == len(expected)

@@ -16,10 +16,12 @@ from tiny import schedule_of, tiny_network
 
 from pointseg.commands import main as cli
 from pointseg.network import FCN8VGG16
-from pointseg.predict import Model
+from pointseg.predict import Model, ThreeAxes
+from pointseg.preprocess import Prepared
 from pointseg.runs.checkpoint import BEFORE, LAST, Checkpoints, check_fits, state_of
-from pointseg.runs.models import load_model, save_model
+from pointseg.runs.models import load_model, load_split, save_model
 from pointseg.runs.weights import read_imagenet, read_torch
+from pointseg.slices import AXES
 from pointseg.train import Training
 from pointseg.volume import ScanError
 
@@ -232,3 +234,62 @@ def test_a_giant_is_not_built(tmp_path):
     torch.save(content, path)
     with pytest.raises(ScanError, match="larger than the file"):
         load_model(path)
+
+
+def three_axes(path: Path) -> ThreeAxes:
+    """Three networks of different weights, saved."""
+    models = []
+    for seed, (axis, k) in enumerate(zip(AXES, (2, 6, 6))):
+        torch.manual_seed(seed)
+        models.append(Model(FCN8VGG16(k, width=1 / 16, hidden=8), axis, 2.0, 32, ("CT",)))
+    save_model(path, three := ThreeAxes(*models, 0.35), {"test": ["a/1"]})
+    return three
+
+
+def test_three_networks_come_back_from_one_file(tmp_path):
+    """Each on its axis, with the threshold, and they answer alike."""
+    three, again = three_axes(tmp_path / "three.pt"), load_model(tmp_path / "three.pt")
+    assert isinstance(again, ThreeAxes) and again.threshold == 0.35
+    assert load_split(tmp_path / "three.pt") == {"test": ["a/1"]}
+    for axis in AXES:
+        one, other = getattr(three, axis), getattr(again, axis)
+        assert (other.axis, other.grid_mm, other.input_px, other.modalities) == (axis, 2.0, 32, ("CT",))
+        assert not other.network.training
+        assert all(map(torch.equal, one.network.state_dict().values(), other.network.state_dict().values()))
+    scan = Prepared(np.arange(6000).astype(np.uint8).reshape(10, 20, 30), None, (2.0,) * 3, "scan")
+    assert np.array_equal(again.probabilities(scan), three.probabilities(scan))
+
+
+@pytest.mark.parametrize("known", [{"modalities": ["MR"]}, {}], ids=["with modalities", "without"])
+def test_a_file_of_before_still_loads(tmp_path, known):
+    """What this package wrote when a file held one network, and before it knew modalities."""
+    network, path = tiny_network(num_classes=6), tmp_path / "old.pt"
+    torch.save({"format": 1, "architecture": network.config, "axis": "coronal", "grid_mm": 2.0, "input_px": 192,
+                "profile": "classroom", "seed": 0, "split": {"test": ["a/1"]}, "weights": network.state_dict()} | known,
+               path)
+    model = load_model(path)
+    assert (model.axis, model.grid_mm, model.input_px) == ("coronal", 2.0, 192)
+    assert model.modalities == tuple(known.get("modalities", ())) and load_split(path) == {"test": ["a/1"]}
+    assert all(torch.equal(x, model.network.state_dict()[k]) for k, x in network.state_dict().items())
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda c: c | {"models": c["models"][:2]}, "found networks of transverse, coronal, expected one of each of"),
+    (lambda c: c | {"models": c["models"][::-1]}, "found networks of sagittal, coronal, transverse, expected"),
+    (lambda c: c | {"models": [c["models"][2] | {"axis": "transverse"}, *c["models"][1:]]}, "expected one of each of"),
+    (lambda c: c | {"models": [c["models"][0], c["models"][0] | {"axis": "coronal"}, c["models"][2]]}, "one of each"),
+    (lambda c: c | {"axis": "four"}, "found axis 'four', expected one of transverse, coronal, sagittal, three"),
+    (lambda c: {k: v for k, v in c.items() if k != "models"}, "is damaged"),
+    (lambda c: {k: v for k, v in c.items() if k != "threshold"}, "is damaged"),
+    (lambda c: c | {"models": [c["models"][0] | {"grid_mm": 1.0}, *c["models"][1:]]}, "on one grid"),
+    *((lambda c, t=t: c | {"threshold": t}, f"found threshold {t}") for t in (0.0, 1.0, -1, float("nan"))),
+    *((lambda c, t=t: c | {"threshold": t}, "is damaged") for t in ("0.5", None)),
+    (lambda c: c | {"models": [*c["models"][:2], c["models"][2] | {"weights": {}}]}, "is damaged"),
+    (lambda c: c | {"models": "three"}, "is damaged")])
+def test_damaged_and_mixed_up_threes(tmp_path, change, said):
+    path = tmp_path / "three.pt"
+    three_axes(path)
+    torch.save(change(read_torch(path)), path)
+    with pytest.raises(ScanError, match=r"three\.pt.*expected") as refused:
+        load_model(path)
+    assert said in str(refused.value) and "\n" not in str(refused.value)

@@ -40,8 +40,8 @@ def find(raw: Path) -> Iterator[Found | LeftOut]:
 
 
 def patient_of(case: str) -> str:
-    """AKa2, AKa3, AKa4 are one patient, AKs3 .. AKs8 another, DzZ_T1 and DzZ_T2 a third; all others differ."""
-    return re.fullmatch(r"(AKa|AKs)\d|(.*?)_(T1|T2|TIRM)|(.*)", case).expand(r"\1\2\4")
+    """AKa2, AKa3, AKa4 are one patient, AKs3 .. AKs8 another, DzZ_T1 and DzZ_T2, Lan and LanII; all others differ."""
+    return re.fullmatch(r"(AKa|AKs)\d|(.*?)_(?:T1|T2|TIRM)|(Lan)(?:II)?|(.*)", case).expand(r"\1\2\3\4")
 
 
 def read(found: Found) -> Read:
