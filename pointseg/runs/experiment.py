@@ -28,7 +28,6 @@ from pointseg.runs.run import Run, begin
 from pointseg.runs.volumes import hash_of_case, prepare_into
 from pointseg.runs.weights import read_imagenet
 from pointseg.scans.files import hash_of
-from pointseg.slices import AXES
 from pointseg.train import History
 from pointseg.volume import ScanError
 
@@ -157,6 +156,6 @@ def train_one(plan: Plan, axis: str, path: Path, restart: bool = False) -> Histo
     check_equal_parts((plan.profile.weak if weak else plan.profile.full).batch)
     with begin(folder, lambda: {"command": "train", "axis": axis} | plan.identity, restart):
         labelled = plan.labelled(plan.prepare())
-        makes = weak_makes(labelled, plan.full_profile, plan.seed, plan.loss_terms) if weak else {
-            axis: make for axis, make in zip(AXES, full_makes("", labelled, plan.full_profile, plan.seed).values())}
-        return plan.run_in(folder, path.parent).trained("", path, makes[axis])[1]
+        make = (weak_makes(labelled, plan.full_profile, plan.seed, plan.loss_terms)[axis] if weak else
+                full_makes("full", labelled, plan.full_profile, plan.seed)[f"full_{axis}"])
+        return plan.run_in(folder, path.parent).trained("", path, make)[1]
