@@ -53,15 +53,17 @@ def extent_mask(
 
 
 def extent_masks(points: np.ndarray, classes: np.ndarray, num_classes: int, shape: tuple[int, ...],
-                 spacing_mm: tuple[float, ...], radius_mm: float) -> np.ndarray:
+                 spacing_mm: tuple[float, ...], radius_mm: float | tuple[float, ...]) -> np.ndarray:
     """`extent_mask` of the points of each class.   points (N, D) in pixels, classes (N,) 0..K-1 -> (K, *shape) bool.
+
+    radius_mm: one, or one for each of the K classes.
 
     No distance is computed: a ball meets a row in an interval, and an intersection of intervals is an interval.  So a
     row costs a square root a point, and then only its True pixels are written: threads would not make that faster.
     """
     masks = np.zeros((num_classes,) + (1,) * (3 - len(shape)) + tuple(shape), np.bool_)
-    _extent_masks(_as_3d(points, len(shape)), np.asarray(classes, np.int64), _spacing_3d(spacing_mm), float(radius_mm),
-                  masks)
+    _extent_masks(_as_3d(points, len(shape)), np.asarray(classes, np.int64), _spacing_3d(spacing_mm),
+                  np.broadcast_to(np.asarray(radius_mm, float), num_classes).copy(), masks)
     return masks.reshape(num_classes, *shape)
 
 
@@ -130,11 +132,12 @@ def _farthest_along(points, spacing, z, y, field):
 
 
 @njit(cache=True, nogil=True)
-def _extent_masks(points, classes, spacing, radius, masks):
+def _extent_masks(points, classes, spacing, radii, masks):
     num_classes, depth, height, width = masks.shape
     per_mm = 1 / spacing
     for plane in range(num_classes * depth):
         k, z = plane // depth, plane % depth
+        radius = radii[k]
         top, bottom = -1.0, float(height)  # between these two, exclusive, lie the rows that meet every ball
         for p in range(len(points)):
             if classes[p] == k:

@@ -20,7 +20,7 @@ from pointseg.network import device
 from pointseg.points import draw_labels, draw_rivals, unlabelled
 from pointseg.predict import Model, ThreeAxes
 from pointseg.preprocess import Prepared, Scans
-from pointseg.profiles import EXTENT_RADIUS_MM, Profile, Schedule
+from pointseg.profiles import Profile, Schedule
 from pointseg.slices import AXES, SliceDataset
 from pointseg.train import History, Watch, fit
 from pointseg.volume import CLASSES, ScanError
@@ -123,7 +123,7 @@ def train_weak(labelled: Scans, axis: str, profile: Profile, seed: int, terms: T
     """Train a model along one axis from points.   Extents are at hand whatever the terms: yours may ask for them."""
     num_classes = classes_along(axis)
     dataset = SliceDataset(labelled.train, axis, num_classes, profile.input_px, profile.augmentation, seed,
-                           EXTENT_RADIUS_MM)
+                           profile.extent_radius_mm)
     weights = class_weights(labelled.train, num_classes, profile.point_weighting)
     return _train(dataset, labelled.validation, axis, profile, seed, profile.weak, terms, weights,
                   watch or Watch(f"{axis}, points"))

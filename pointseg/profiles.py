@@ -13,8 +13,6 @@ from pointseg.network import FCN8VGG16, FULLY_CONNECTED, load_vgg16
 from pointseg.slices import Augmentation
 from pointseg.volume import ScanError
 
-EXTENT_RADIUS_MM = 110.0  # the thesis's: no vertebra reaches further from a point in it; asked for by term E
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -73,6 +71,7 @@ class Profile:
     weak: Schedule
     full: Schedule  # the final model and the reference
     augmentation: Augmentation
+    extent_radius_mm: float | tuple[float, ...] = 110.0  # no vertebra reaches further from a point in it; or a class's
     first_weights: Callable[[], Mapping[str, Tensor]] | None = None  # reads ImageNet's: see `runs.weights`
 
     def network(self, num_classes: int, seed: int) -> FCN8VGG16:

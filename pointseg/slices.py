@@ -91,7 +91,7 @@ class SliceDataset(Dataset):
 
     labelled: scans, whose masks may be UNLABELLED where nothing is known.  Where fewer than half of a scan's voxels
     have a label they are moved one by one, since resampling a map would lose points.  num_classes 2 joins L1..L5 into
-    one class.  Slices without any label are left out.  radius_mm: the extent's radius, None for no extent.  Item i of
+    one class.  Slices without any label are left out.  radius_mm: the extent's radius, or each class's; None for no extent.  Item i of
     epoch e has the number e * len + i; it depends on that and the seed alone, not on what was drawn before.
 
     An item must cost little beside its training step, so all that can be is done once: points are found, noise is a
@@ -100,7 +100,7 @@ class SliceDataset(Dataset):
     """
 
     def __init__(self, labelled: Sequence[Prepared], axis: str, num_classes: int, input_px: int,
-                 augmentation: Augmentation, seed: int, radius_mm: float | None = None):
+                 augmentation: Augmentation, seed: int, radius_mm: float | tuple[float, ...] | None = None):
         self.axis, self.num_classes, self.augmentation, self.seed = AXES[axis], num_classes, augmentation, seed
         self.scans, self.radius_mm = list(labelled), radius_mm
         self.points = [few and few.along(self.axis) for few in map(few_labels, self.scans)]  # None: it has a mask

@@ -26,7 +26,7 @@ from pointseg.points import draw_points
 from pointseg.predict import Model
 from pointseg.preprocess import Prepared, prepare, resample_linear, resample_nearest
 from pointseg.procedure import terms_named
-from pointseg.profiles import CLASSROOM, EXTENT_RADIUS_MM, THESIS, Profile
+from pointseg.profiles import CLASSROOM, THESIS, Profile
 from pointseg.slices import SliceDataset, cut_crops
 from pointseg.train import training_step
 from pointseg.volume import UNLABELLED, Geometry, Volume
@@ -80,7 +80,7 @@ def published_step(network: nn.Module, image: Tensor, labels: Tensor, points: li
     extent = 0.0
     for b, of_slice in enumerate(points):
         for k in range(1, num_classes):
-            far = distances_by_broadcasting(of_slice[k], image.shape[-2:]) >= EXTENT_RADIUS_MM
+            far = distances_by_broadcasting(of_slice[k], image.shape[-2:]) >= CLASSROOM.extent_radius_mm
             weight = torch.from_numpy(far.astype(np.float32))
             extent = extent + (weight * -torch.log(1 - probabilities[b, k].clamp(max=1 - 1e-6))).mean()
     total = total + extent / (len(points) * (num_classes - 1))
@@ -119,7 +119,7 @@ def step(report: Report) -> None:
                                                                                              fused=True)
 
     def our_step():
-        extent = np.stack([extent_masks(np.concatenate(p), classes, 6, (PX, PX), (1, 1), EXTENT_RADIUS_MM)
+        extent = np.stack([extent_masks(np.concatenate(p), classes, 6, (PX, PX), (1, 1), CLASSROOM.extent_radius_mm)
                            for p in points])
         batch = tuple(x.to(where) for x in (image, labels, torch.from_numpy(extent)))
         training_step(ours, batch, move, terms_named("PCES", THESIS), by_ours)["total"].item()
@@ -179,7 +179,7 @@ def waiting(profile: Profile, axis: str, steps: int) -> tuple[float, float]:
     scans = [prepare(make_phantom(seed), profile.grid_mm) for seed in range(2)]
     num_classes = 2 if axis == "transverse" else 6
     dataset = SliceDataset(draw_points(scans, 0), axis, num_classes, profile.input_px, profile.augmentation, 0,
-                           EXTENT_RADIUS_MM)
+                           CLASSROOM.extent_radius_mm)
     network = replace(profile, imagenet=False).network(num_classes, 0).to(device(), memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=True)
     batches, terms, times = dataset.batches(profile.weak.batch, 0), terms_named(profile.terms, profile), []

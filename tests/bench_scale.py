@@ -22,7 +22,7 @@ from pointseg.datasets.manifest import read_manifest
 from pointseg.datasets.phantom import write_phantoms
 from pointseg.points import draw_points
 from pointseg.procedure import terms_named
-from pointseg.profiles import CLASSROOM, EXTENT_RADIUS_MM
+from pointseg.profiles import CLASSROOM
 from pointseg.runs.volumes import prepare_into
 from pointseg.slices import SliceDataset
 from pointseg.train import Watch, training_step
@@ -35,7 +35,7 @@ def train(folder: Path, count: int, steps: int) -> None:
     prepared = prepare_into(folder / "cache")
     scans = [prepared(case, PROFILE.grid_mm) for case in read_manifest(folder / "scans")[:count]]
     dataset = SliceDataset(draw_points(scans, 0), "sagittal", 6, PROFILE.input_px, PROFILE.augmentation, 0,
-                           EXTENT_RADIUS_MM)
+                           CLASSROOM.extent_radius_mm)
     network = PROFILE.network(6, 0).to(memory_format=torch.channels_last)
     optimizer, terms, seconds = torch.optim.Adam(network.parameters(), 1e-3), terms_named(PROFILE.terms, PROFILE), []
     batches = Watch().steps(dataset, PROFILE.weak.batch, 0)(0)

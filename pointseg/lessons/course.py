@@ -21,7 +21,7 @@ from pointseg.network import FCN8VGG16, device
 from pointseg.points import Points, draw_points
 from pointseg.predict import Model
 from pointseg.preprocess import Prepared, prepare
-from pointseg.profiles import AUGMENTATION, EXTENT_RADIUS_MM, Schedule
+from pointseg.profiles import AUGMENTATION, CLASSROOM, Schedule
 from pointseg.report.plot import Figure, legend, overlay
 from pointseg.slices import SliceDataset
 from pointseg.train import Watch, fit
@@ -114,7 +114,7 @@ def task() -> tuple[list[Points], list[Prepared]]:
 def train(terms: Terms) -> Trained:
     points, validation = task()
     dataset = SliceDataset(points, "sagittal", len(CLASSES), INPUT_PX, replace(AUGMENTATION, shift_px=2), SEED,
-                           radius_mm=EXTENT_RADIUS_MM)
+                           radius_mm=CLASSROOM.extent_radius_mm)
     torch.manual_seed(SEED)
     network = FCN8VGG16(len(CLASSES), width=0.125, batch_norm=True, finest_pool=1, hidden=64).to(device())
     model, watch = Model(network, "sagittal", GRID_MM, INPUT_PX), Watch(" + ".join(name_of(t) for _, t in terms))

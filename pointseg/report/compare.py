@@ -1,0 +1,92 @@
+"""Methods compared over many runs: confusion matrices of scans in a CSV, and intervals that resample patients.
+
+A run is one method ("line") on one fold, with one draw of labels and first weights ("repeat").  Its rows are scans, each
+with the part of the split that it was in, and with what was scored ("answer").
+"""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from pointseg.metrics import weighted_dice
+
+DRAWS = 2000  # resamples of an interval
+Matrices = Mapping[str, np.ndarray]  # by patient, (K, K), rows truth: pooled over all that a patient has
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one run says of one scan."""
+
+    line: str
+    repeat: int
+    fold: int
+    part: str
+    scan: str
+    patient: str
+    answer: str
+    cost: float  # time of all labels that trained and chose, as a share of full masks of the same scans
+    confusion: str  # (K, K) in rows, numbers apart by blanks
+
+    @property
+    def matrix(self) -> np.ndarray:
+        numbers = np.array(self.confusion.split(), float)
+        return numbers.reshape(2 * (round(len(numbers) ** 0.5),))
+
+
+def in_text(confusion: np.ndarray) -> str:
+    return " ".join(f"{n:.0f}" for n in confusion.ravel())
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([f.name for f in fields(Row)])
+        writer.writerows(map(astuple, rows))
+
+
+def read_rows(path: Path) -> list[Row]:
+    with open(path, newline="") as file:
+        return [Row(**{f.name: f.type(line[f.name]) for f in fields(Row)}) for line in csv.DictReader(file)]
+
+
+def by_patient(rows: Iterable[Row], **chosen: object) -> dict[str, np.ndarray]:
+    """The pooled confusion matrices of the rows that have these values, such as part="validation"."""
+    pooled: dict[str, np.ndarray] = {}
+    for row in rows:
+        if all(getattr(row, name) == value for name, value in chosen.items()):
+            pooled[row.patient] = pooled.get(row.patient, 0) + row.matrix
+    return pooled
+
+
+def resampled(ours: Matrices, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Dice_wi of all patients, then of as many drawn with replacement, again and again.   -> (1 + draws,)
+
+    The same seed draws the same patients, so two methods can be compared draw by draw.
+    """
+    patients = sorted(ours)
+    stack = np.stack([ours[p] for p in patients])
+    rng, n = np.random.default_rng(seed), len(patients)
+    counts = [np.ones(n), *(np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(draws))]
+    return np.array([weighted_dice(np.tensordot(count, stack, 1)) for count in counts])
+
+
+def interval(draws: np.ndarray) -> tuple[float, float, float]:
+    """The value, and the 95 % interval of its resamples: what `resampled` returns, or a function of such."""
+    return float(draws[0]), *(float(q) for q in np.quantile(draws[1:], (0.025, 0.975)))
+
+
+def difference(ours: Matrices, theirs: Matrices) -> tuple[float, float, float]:
+    """Dice_wi of one method less that of another, and its 95 % interval; over the patients that both have."""
+    both = ours.keys() & theirs.keys()
+    if not both:
+        raise ValueError("found no patient that both methods have, expected at least one")
+    return interval(resampled({p: ours[p] for p in both}) - resampled({p: theirs[p] for p in both}))
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference shows."""
+    return "helps" if low > 0 else "hurts" if high < 0 else "not shown"
