@@ -91,8 +91,8 @@ class SliceDataset(Dataset):
 
     labelled: scans, whose masks may be UNLABELLED where nothing is known.  Where fewer than half of a scan's voxels
     have a label they are moved one by one, since resampling a map would lose points.  num_classes 2 joins L1..L5 into
-    one class.  Slices without any label are left out.  radius_mm: the extent's radius, or each class's; None for no extent.  Item i of
-    epoch e has the number e * len + i; it depends on that and the seed alone, not on what was drawn before.
+    one class.  Slices without any label are left out.  radius_mm: the extent's, or each class's; None for no extent.
+    Item i of epoch e has the number e * len + i; it depends on that and the seed alone, not on what was drawn before.
 
     An item must cost little beside its training step, so all that can be is done once: points are found, noise is a
     piece of a store, and an epoch's random numbers are drawn together.  A scan is asked for its arrays when a slice is

@@ -12,26 +12,35 @@ patients.  With twenty lines one false finding is expected: a finding is what ho
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from folds import Run, Silent, collect, options, prepared, read_arrays, scans_of, seconds_a_step, work_through
 from scipy import ndimage
 from torch import Tensor
 
-from folds import Run, Silent, collect, options, prepared, read_arrays, scans_of, seconds_a_step, work_through
 from pointseg.estimate import class_voxels, known_truth
 from pointseg.fusion import choose_smoothing, choose_threshold, pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.losses import Step, Term, point_loss
-from pointseg.points import Points, draw_labels, draw_points, labelling_seconds
+from pointseg.points import Points, draw_labels, draw_points
 from pointseg.predict import Model, ThreeAxes
 from pointseg.preprocess import Prepared, Scans
 from pointseg.procedure import terms_named, train_weak
 from pointseg.profiles import CLASSROOM, Profile
-from pointseg.report.compare import Row, by_patient, difference, in_text, interval, resampled, verdict, write_rows
+from pointseg.report.compare import (
+    Row,
+    by_patient,
+    difference,
+    in_text,
+    interval,
+    resampled,
+    time_of,
+    verdict,
+    write_rows,
+)
 from pointseg.slices import AXES
 from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED
 
@@ -123,7 +132,8 @@ def distance_apart(labelled: Scans, axis: str) -> tuple[float, ...]:
 
 def background_near(scans: Scans, seed: int) -> Scans:
     """Points whose background is drawn anew where a slice shows a vertebra: three of five within NEAR_MM of one."""
-    return Scans(*([_near(scan, points, (seed, i)) for i, (scan, points) in enumerate(zip(part, draw_points(part, seed)))]
+    return Scans(*([_near(scan, points, (seed, i)) for i, (scan, points) in enumerate(zip(part, draw_points(part, seed),
+                                                                                          strict=True))]
                    for part in (scans.train, scans.validation)))
 
 
@@ -244,8 +254,7 @@ def do(arrays: Path, run: Run) -> list[Row]:
     scans = scans_of(data, run.fold)
     labelled = line.labels(scans, run.seed)
     models, averages = trained(line, labelled, run.seed)
-    cost = (labelling_seconds([*labelled.train, *labelled.validation])
-            / labelling_seconds([*scans.train, *scans.validation]))
+    time = time_of(labelled, scans)
     models, averages = ({axis: Said(model) for axis, model in of.items()} for of in (models, averages))
     mean, _ = choose_threshold(ThreeAxes(**models), labelled.validation)
     average, _ = choose_threshold(ThreeAxes(**averages), labelled.validation)
@@ -263,7 +272,7 @@ def do(arrays: Path, run: Run) -> list[Row]:
             for name, answer in of_part.items():
                 k = 2 if name == "transverse" else len(CLASSES)
                 matrix = confusion_matrix(known_truth(scan.mask, k), answer(scan), k)
-                rows.append(Row(run.line, run.repeat, run.fold, part, scan.name, data.patients[scan.name], name, cost,
+                rows.append(Row(run.line, run.repeat, run.fold, part, scan.name, data.patients[scan.name], name, *time,
                                 in_text(matrix)))
             if part == "train":
                 for model in models.values():
@@ -274,8 +283,8 @@ def do(arrays: Path, run: Run) -> list[Row]:
 def report(rows: list[Row]) -> None:
     for repeat in sorted({row.repeat for row in rows}):
         of_repeat = [row for row in rows if row.repeat == repeat]
-        print(f"\nrepeat {repeat}, Dice_wi on validation scans, prepared grid; in brackets 95 % intervals over patients")
-        print(f"{'':<22}{'folds':>6}{'trans.':>8}{'cor.':>7}{'sag.':>7}  {'mean of three':<22}{'train':>6}   difference")
+        print(f"\nrepeat {repeat}: Dice_wi on validation scans, prepared grid, with 95 % intervals over patients")
+        print(f"{'':<22}{'folds':>6}{'trans.':>8}{'cor.':>7}{'sag.':>7}  {'together':<22}{'train':>6}   difference")
         for title, line, answer, than in comparisons():
             chosen = [row for row in of_repeat if row.line == line]
             if not chosen:

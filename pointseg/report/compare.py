@@ -1,7 +1,7 @@
 """Methods compared over many runs: confusion matrices of scans in a CSV, and intervals that resample patients.
 
-A run is one method ("line") on one fold, with one draw of labels and first weights ("repeat").  Its rows are scans, each
-with the part of the split that it was in, and with what was scored ("answer").
+A run is one method ("line") on one fold, with one draw of labels and first weights ("repeat").  Its rows are scans,
+each with the part of the split that it was in, and with what was scored ("answer").
 """
 
 import csv
@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pointseg.metrics import weighted_dice
+from pointseg.points import BEARMAN, Seconds, labelling_seconds
+from pointseg.preprocess import Scans
 
 DRAWS = 2000  # resamples of an interval
 Matrices = Mapping[str, np.ndarray]  # by patient, (K, K), rows truth: pooled over all that a patient has
@@ -28,13 +30,27 @@ class Row:
     scan: str
     patient: str
     answer: str
-    cost: float  # time of all labels that trained and chose, as a share of full masks of the same scans
+    seconds: float  # of an expert, for all labels that trained and chose
+    outlined: int  # slices among them that have a mask
+    shown: int  # slices that show a vertebra: what full masks of all these scans would outline
     confusion: str  # (K, K) in rows, numbers apart by blanks
+
+    def share(self, times: float = 1.0) -> float:
+        """Time of its labels as a share of full masks, were outlining a slice so many times as slow as in Bearman."""
+        mask = BEARMAN.mask * times
+        return (self.seconds + self.outlined * (mask - BEARMAN.mask)) / (self.shown * mask)
 
     @property
     def matrix(self) -> np.ndarray:
         numbers = np.array(self.confusion.split(), float)
         return numbers.reshape(2 * (round(len(numbers) ** 0.5),))
+
+
+def time_of(labelled: Scans, scans: Scans) -> tuple[float, int, int]:
+    """What a row tells of labels: seconds, outlined slices, and slices that show a vertebra.   scans: with masks"""
+    of_masks = Seconds(mask=1, points=0, further_point=0)
+    outlined, shown = (round(labelling_seconds([*s.train, *s.validation], of_masks)) for s in (labelled, scans))
+    return labelling_seconds([*labelled.train, *labelled.validation]), outlined, shown
 
 
 def in_text(confusion: np.ndarray) -> str:
