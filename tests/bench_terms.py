@@ -239,7 +239,7 @@ class Said:
         return self.probabilities(scan).argmax(0).astype(np.uint8)
 
 
-def trained(line: Line, labelled: Scans, seed: int, half: Profile = HALF) -> tuple[dict[str, Model], dict[str, Model]]:
+def trained(line: Line, labelled: Scans, seed: int, half: Profile) -> tuple[dict[str, Model], dict[str, Model]]:
     """The line's weak models by axis, and the same with the mean of their last weights."""
     models, averages = {}, {}
     for axis in AXES:
@@ -253,7 +253,7 @@ def do(arrays: Path, run: Run) -> list[Row]:
     data, line = read_arrays(arrays), LINES[run.line]
     scans = scans_of(data, run.fold)
     labelled = line.labels(scans, run.seed)
-    models, averages = trained(line, labelled, run.seed)
+    models, averages = trained(line, labelled, run.seed, HALF)
     time = time_of(labelled, scans)
     models, averages = ({axis: Said(model) for axis, model in of.items()} for of in (models, averages))
     mean, _ = choose_threshold(ThreeAxes(**models), labelled.validation)

@@ -5,6 +5,7 @@ import gzip
 import multiprocessing
 import pickle
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -41,7 +42,7 @@ class Run(NamedTuple):
 
     @property
     def file(self) -> str:
-        return f"{self.line.replace(' ', '_')}/{self.repeat}-{self.fold}.csv"
+        return f"{re.sub('[^A-Za-z0-9+]+', '_', self.line)}/{self.repeat}-{self.fold}.csv"
 
 
 class Silent(Watch):

@@ -5,7 +5,7 @@ each with the part of the split that it was in, and with what was scored ("answe
 """
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pointseg.points import BEARMAN, Seconds, labelling_seconds
 from pointseg.preprocess import Scans
 
 DRAWS = 2000  # resamples of an interval
+REFERENCE = "whole scans: 20"
 Matrices = Mapping[str, np.ndarray]  # by patient, (K, K), rows truth: pooled over all that a patient has
 
 
@@ -101,6 +102,56 @@ def difference(ours: Matrices, theirs: Matrices) -> tuple[float, float, float]:
     if not both:
         raise ValueError("found no patient that both methods have, expected at least one")
     return interval(resampled({p: ours[p] for p in both}) - resampled({p: theirs[p] for p in both}))
+
+
+class Curves:
+    """What labels of each kind are worth: arms named "kind: amount", by their time.   rows: of test scans
+
+    dice: of each arm, of all patients and of resamples, alike for all; where an arm lacks a patient that another has,
+    that patient is left out for all.
+    """
+
+    def __init__(self, rows: Sequence[Row], draws: int = DRAWS):
+        self.rows = {line: [row for row in rows if row.line == line] for line in dict.fromkeys(r.line for r in rows)}
+        matrices = {line: by_patient(of_line, part="test") for line, of_line in self.rows.items()}
+        both = set.intersection(*(set(m) for m in matrices.values())) if matrices else set()
+        self.patients = len(both)
+        self.lines = sorted(self.rows, key=self.share)
+        self.dice = {line: resampled({p: matrices[line][p] for p in both}, draws) for line in self.lines if both}
+
+    def share(self, line: str, times: float = 1.0) -> float:
+        """Mean time of an arm's labels, as a share of full masks; were outlining so many times as slow."""
+        return float(np.mean([row.share(times) for row in self.rows[line]]))
+
+    @property
+    def kinds(self) -> list[str]:
+        return sorted({line.partition(":")[0] for line in self.lines})
+
+    def of_kind(self, kind: str, times: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Shares (N,), rising, and Dice_wi (N, 1 + draws) of a kind's arms."""
+        lines = sorted((n for n in self.lines if n.partition(":")[0] == kind), key=lambda n: self.share(n, times))
+        return np.array([self.share(n, times) for n in lines]), np.array([self.dice[n] for n in lines])
+
+    def at(self, kind: str, share: float, times: float = 1.0) -> np.ndarray:
+        """Dice_wi for so much time, between arms straight over its logarithm.   -> (1 + draws,)
+
+        nan for less than a kind's least arm; who has more time than for its largest stops there.
+        """
+        shares, dice = self.of_kind(kind, times)
+        if share < shares[0]:
+            return np.full(dice.shape[1], np.nan)
+        right = int(np.searchsorted(shares, share))
+        if right == len(shares) or shares[right] == share:
+            return dice[min(right, len(shares) - 1)]
+        weight = np.log(share / shares[right - 1]) / np.log(shares[right] / shares[right - 1])
+        return (1 - weight) * dice[right - 1] + weight * dice[right]
+
+    def least_share(self, wanted: np.ndarray, times: float = 1.0) -> np.ndarray:
+        """The least time from which on some kind reaches `wanted` (1 + draws,); inf where none does."""
+        grid = np.geomspace(min(self.share(line, times) for line in self.lines), 1, 400)
+        best = np.stack([np.nanmax([self.at(kind, share, times) for kind in self.kinds], 0) for share in grid])
+        reached = best >= wanted
+        return np.where(reached.any(0), grid[reached.argmax(0)], np.inf)
 
 
 def verdict(low: float, high: float) -> str:

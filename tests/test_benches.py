@@ -1,0 +1,153 @@
+"""The benchmarks that compare methods: folds, runs that go on where they stopped, and every line for two steps."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import bench_minutes
+import bench_terms
+import folds
+import numpy as np
+import pytest
+from tiny import TINY
+
+from pointseg.points import Points, few_labels
+from pointseg.preprocess import Prepared, Scans
+from pointseg.report.compare import Row, read_rows
+from pointseg.volume import BACKGROUND, UNLABELLED
+
+TWO_STEPS = replace(TINY.weak, divisors=(1, 1), rounds=(1, 1), round_steps=1)
+PROFILE = replace(TINY, weak=TWO_STEPS, full=TWO_STEPS)
+
+
+def scan(number: int) -> Prepared:
+    """L1 to L5 as blocks one below the other, on noise."""
+    rng, mask = np.random.default_rng(number), np.zeros((40, 24, 8), np.uint8)
+    for k in range(1, 6):
+        mask[7 * k - 3 : 7 * k + 2, 6:16, 1:7] = k
+    image = ((mask > 0) * 90 + rng.integers(0, 40, mask.shape)).astype(np.uint8)
+    return Prepared(image, mask, (2.0, 2.0, 2.0), f"tiny/{number:02d}")
+
+
+@pytest.fixture
+def data(monkeypatch) -> folds.Data:
+    scans = {s.name: s for s in map(scan, range(12))}
+    data = folds.Data(scans, {name: s.mask for name, s in scans.items()},
+                      {name: f"patient {i // 2 if i < 4 else i}" for i, name in enumerate(scans)})  # two have two scans
+    for bench in (bench_terms, bench_minutes):
+        monkeypatch.setattr(bench, "read_arrays", lambda arrays: data)
+    monkeypatch.setattr(bench_terms, "HALF", PROFILE)
+    monkeypatch.setattr(bench_minutes, "PROFILE", PROFILE)
+    return data
+
+
+def test_each_scan_is_tested_once_validates_once_and_no_patient_is_in_two_parts(data):
+    of_folds = [folds.scans_of(data, fold) for fold in range(folds.FOLDS)]
+    for part in ("test", "validation"):
+        assert sorted(s.name for of in of_folds for s in getattr(of, part)) == sorted(data.scans)
+    for of in of_folds:
+        patients = [{data.patients[s.name] for s in part} for part in (of.train, of.validation, of.test)]
+        assert sum(map(len, patients)) == len(set.union(*patients)) and all(patients)
+
+
+@pytest.mark.parametrize("line", bench_terms.LINES)
+def test_a_line_of_the_arena_runs_and_looks_at_no_test_scan(data, line):
+    rows = bench_terms.do(Path(), folds.Run(line, 1, 2))
+    scans, names = folds.scans_of(data, 2), {row.scan for row in rows}
+    assert names == {s.name for s in scans.train + scans.validation} and {row.line for row in rows} == {line}
+    for row in rows:
+        truth = np.bincount(data.scans[row.scan].mask.ravel())
+        assert row.matrix.sum(1).tolist() == ([truth[0], truth[1:].sum()] if row.answer == "transverse" else [*truth])
+
+
+@pytest.mark.parametrize("arm", bench_minutes.ARMS)
+def test_an_arm_of_the_curve_runs_is_charged_for_validation_and_scored_on_test_scans(data, arm):
+    scans = folds.scans_of(data, 1)
+    labelled = bench_minutes.labelled_by(bench_minutes.ARMS[arm], scans, 1)
+    rows = bench_minutes.do(Path(), folds.Run(arm, 0, 1))
+    assert [row.scan for row in rows] == [s.name for s in scans.test] and labelled.validation
+    assert all((row.matrix.sum(1) == np.bincount(data.own[row.scan].ravel())).all() for row in rows)
+    shares = {row.share() for row in rows}
+    assert len(shares) == 1 and 0 < shares.pop() < 1.001
+    for known in (*labelled.train, *labelled.validation):  # nothing is known but what the arm's time bought
+        truth = data.scans[known.name].mask
+        assert (known.mask[known.mask != UNLABELLED] == truth[known.mask != UNLABELLED]).all()
+        assert arm.startswith("whole") == (few_labels(known) is None) or arm == "slices: every 4th"
+
+
+def test_amounts_of_labels():
+    scans = Scans([scan(i) for i in range(20)], [scan(i) for i in range(20, 25)])
+    def count(arm: str) -> tuple[int, int, int]:
+        labelled = bench_minutes.labelled_by(bench_minutes.ARMS[arm], scans, 0)
+        whole = sum((s.mask[:, :, x] != UNLABELLED).all() for s in labelled.train for x in range(8))
+        pointed = sum(2 < np.count_nonzero(s.mask[:, :, x] != UNLABELLED) < 100 for s in labelled.train for x in range(8))
+        return whole, pointed, len(labelled.validation)
+    assert count("whole scans: 3") == (3 * 8, 0, 1) and count("whole scans: 6") == (6 * 8, 0, 2)
+    assert count("slices: one a scan") == (20, 0, 5) and count("slices: one in 4 scans") == (5, 0, 1)
+    assert count("slices: every 4th") == (20 * 2, 0, 5)
+    assert count("points: every slice") == (0, 20 * 8, 5) and count("points: every 8th slice") == (0, 20, 5)
+    whole, pointed, _ = count("mixed: a slice, points on every 4th")
+    assert whole == 20 and 20 <= pointed <= 40  # a mask may fall on a slice with points
+
+
+def test_background_near_a_vertebra_is_drawn_near_it_and_vertebrae_stay():
+    scans = Scans([scan(0)], [scan(1)])
+    before, after = (bench_terms.LINES[line].labels(scans, 5) for line in ("P", "background near"))
+    for old, new in zip(before.train + before.validation, after.train + after.validation, strict=True):
+        assert isinstance(new, Points) and len(new.values) == len(old.values)
+        assert np.array_equal(old.mask * (old.values.max() >= 1) == 1, new.mask == 1)
+        truth = scan(0 if new.name.endswith("00") else 1).mask
+        assert (truth[tuple(new.places.T)] == new.values).all()
+        places = new.places[new.values == BACKGROUND]
+        vertebra = np.argwhere(truth != BACKGROUND)
+        near = [min(2 * np.sqrt(((vertebra[vertebra[:, 2] == p[2]] - p) ** 2).sum(1))) <= bench_terms.NEAR_MM
+                for p in places if 1 <= p[2] < 7]
+        assert sum(near) >= 3 * 6
+
+
+def options(out: Path, **other) -> argparse.Namespace:
+    return argparse.Namespace(**dict(out=out, arrays=out / "arrays", processes=1, minutes=1e6) | other)
+
+
+def one_row(arrays: Path, run: folds.Run) -> list[Row]:
+    """Leaves a trace of being called."""
+    (arrays.parent / f"{run.line}{run.fold}-{time.monotonic_ns()}.trace").write_text("")
+    if os.environ.get("SLOW") and run.fold == 1:
+        time.sleep(60)
+    return [Row(run.line, run.repeat, run.fold, "test", "s", "p", "mean", 1.0, 0, 1, "1 0 0 1")]
+
+
+def test_no_run_is_done_twice_and_none_is_lost(tmp_path, capsys):
+    runs = [folds.Run("a: line", 0, fold) for fold in range(3)]
+    folds.work_through(runs[:2], one_row, lambda run: 1800.0, options(tmp_path))
+    assert "0 of 2 runs are done; the others take about 1.0 core hours, 1.0 hours" in capsys.readouterr().out
+    folds.work_through(runs, one_row, lambda run: 1800.0, options(tmp_path))
+    assert len(list(tmp_path.glob("*.trace"))) == 3
+    assert [(row.line, row.fold) for row in folds.collect(tmp_path)] == [("a: line", fold) for fold in range(3)]
+    folds.work_through([folds.Run("late", 0, 0)], one_row, lambda run: 1.0, options(tmp_path, minutes=0))
+    assert len(folds.collect(tmp_path)) == 3  # no time left to begin
+
+
+def test_a_run_that_is_killed_is_done_again_alone(tmp_path):
+    """The first run ends, the second is killed in its midst."""
+    code = ("import sys; sys.path.insert(0, 'tests'); import folds, test_benches as t; from pathlib import Path\n"
+            f"if __name__ == '__main__': folds.work_through([folds.Run('x', 0, f) for f in range(3)], t.one_row, "
+            f"lambda run: 1.0, t.options(Path({str(tmp_path)!r})))")
+    script = tmp_path / "go.py"
+    script.write_text(code)
+    first = subprocess.Popen([sys.executable, script], env=os.environ | {"SLOW": "1"}, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.trace"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert [row.fold for row in folds.collect(tmp_path)] == [0]
+    subprocess.run([sys.executable, script], check=True, timeout=120, stdout=subprocess.DEVNULL)
+    assert [row.fold for row in folds.collect(tmp_path)] == [0, 1, 2]
+    assert [len(list(tmp_path.glob(f"x{fold}-*.trace"))) for fold in range(3)] == [1, 2, 1]
+    assert all(read_rows(path) for path in tmp_path.glob("*/*.csv"))
