@@ -12,6 +12,7 @@ import torch
 
 from pointseg.estimate import estimated_confusion
 from pointseg.kernels import argmax_of_planes, reassemble, reassemble_labels, resample_argmax
+from pointseg.levels import in_order
 from pointseg.metrics import weighted_dice
 from pointseg.network import FCN8VGG16, for_inference
 from pointseg.preprocess import Prepared, prepare
@@ -112,6 +113,7 @@ class ThreeAxes:
     coronal: Model
     sagittal: Model
     threshold: float = 0.5  # how sure of a level an answer must be, against background: more makes vertebrae smaller
+    ordered: bool = False  # vertebrae follow each other from head to foot: see `levels`
 
     @property
     def grid_mm(self) -> float:
@@ -137,7 +139,7 @@ class ThreeAxes:
         levels = out[BACKGROUND + 1 :]
         levels *= vertebra / np.maximum(levels.sum(0), 1e-6)
         np.subtract(1, vertebra, out=out[BACKGROUND])
-        return out
+        return in_order(out, scan.spacing_mm) if self.ordered else out
 
     def labels(self, scan: Prepared) -> np.ndarray:
         """The most probable class of each voxel.   -> (z, y, x) uint8"""

@@ -22,7 +22,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from pointseg.estimate import class_voxels, known_truth
-from pointseg.fusion import choose_smoothing, choose_threshold, pseudo_mask
+from pointseg.fusion import choose_smoothing, choose_threshold, hard_predictions, pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.losses import Step, Term, point_loss
 from pointseg.points import Points, draw_labels, draw_points
@@ -200,7 +200,8 @@ LINES = {
     "rotations": Line(further={0.3: always(rotation_term)}, passes=2),
     "background near": Line(labels=background_near),
 }
-ANSWERS = ("vote", "average")  # other than "mean"; average: the same, its weights the mean of the last 100 steps'
+WITH_ALL_ANSWERS = ("P", "P unweighted")  # the others have the mean of the three models alone
+ANSWERS = {"vote": "vote", "ordered": "levels in order", "average": "mean of the last weights"}
 
 
 class LastWeights(Silent):
@@ -255,17 +256,15 @@ def do(arrays: Path, run: Run) -> list[Row]:
     labelled = line.labels(scans, run.seed)
     models, averages = trained(line, labelled, run.seed, HALF)
     time = time_of(labelled, scans)
-    models, averages = ({axis: Said(model) for axis, model in of.items()} for of in (models, averages))
-    mean, _ = choose_threshold(ThreeAxes(**models), labelled.validation)
-    average, _ = choose_threshold(ThreeAxes(**averages), labelled.validation)
-    (denoise, erosion), _ = choose_smoothing(models, labelled.validation)
-
-    def vote(scan: Prepared) -> np.ndarray:
-        return pseudo_mask(**{axis: model.labels(scan) for axis, model in models.items()}, denoise=denoise,
-                           erosion=erosion)
-    answers = {"validation": {axis: model.labels for axis, model in models.items()} | {
-                   "mean": mean.labels, "vote": vote, "average": average.labels},
-               "train": {"mean": mean.labels} | ({"vote": vote} if run.line == "P" else {})}
+    said = {axis: Said(model) for axis, model in models.items()}
+    together = {"mean": ThreeAxes(**said)}
+    if run.line in WITH_ALL_ANSWERS:
+        together |= {"ordered": ThreeAxes(**said, ordered=True), "average": ThreeAxes(**averages)}
+    answers = {name: choose_threshold(three, labelled.validation)[0].labels for name, three in together.items()}
+    if run.line in WITH_ALL_ANSWERS:
+        (denoise, erosion), _ = choose_smoothing(said, labelled.validation)
+        answers["vote"] = lambda scan: pseudo_mask(**hard_predictions(said, scan), denoise=denoise, erosion=erosion)
+    answers = {"validation": answers | {axis: model.labels for axis, model in said.items()}, "train": answers}
     rows = []
     for part, of_part in answers.items():
         for scan in getattr(scans, part):
@@ -275,7 +274,7 @@ def do(arrays: Path, run: Run) -> list[Row]:
                 rows.append(Row(run.line, run.repeat, run.fold, part, scan.name, data.patients[scan.name], name, *time,
                                 in_text(matrix)))
             if part == "train":
-                for model in models.values():
+                for model in said.values():
                     del model.of_scan[scan.name]
     return rows
 
@@ -284,16 +283,16 @@ def report(rows: list[Row]) -> None:
     for repeat in sorted({row.repeat for row in rows}):
         of_repeat = [row for row in rows if row.repeat == repeat]
         print(f"\nrepeat {repeat}: Dice_wi on validation scans, prepared grid, with 95 % intervals over patients")
-        print(f"{'':<22}{'folds':>6}{'trans.':>8}{'cor.':>7}{'sag.':>7}  {'together':<22}{'train':>6}   difference")
+        print(f"{'':<40}{'folds':>6}{'trans.':>8}{'cor.':>7}{'sag.':>7}  {'together':<22}{'train':>6}   difference")
         for title, line, answer, than in comparisons():
             chosen = [row for row in of_repeat if row.line == line]
             if not chosen:
-                print(f"{title:<22}   not run")
+                print(f"{title:<40}   not run")
                 continue
             ours = by_patient(chosen, part="validation", answer=answer)
             weak = [interval(resampled(by_patient(chosen, part="validation", answer=axis), 1))[0] for axis in AXES]
             training = by_patient(chosen, part="train", answer=answer)
-            text = (f"{title:<22}{len({row.fold for row in chosen}):>6}{weak[0]:>8.3f}{weak[1]:>7.3f}{weak[2]:>7.3f}  "
+            text = (f"{title:<40}{len({row.fold for row in chosen}):>6}{weak[0]:>8.3f}{weak[1]:>7.3f}{weak[2]:>7.3f}  "
                     + "{:.3f} [{:.3f}, {:.3f}]  ".format(*interval(resampled(ours)))
                     + (f"{interval(resampled(training, 1))[0]:>6.3f}" if training else " " * 6))
             theirs = by_patient([r for r in of_repeat if r.line == than[0]], part="validation", answer=than[1])
@@ -306,7 +305,8 @@ def report(rows: list[Row]) -> None:
 def comparisons() -> list[tuple[str, str, str, tuple[str, str]]]:
     """Title, line, answer, and line and answer to compare with."""
     of_lines = [(name, name, "mean", (line.than, "mean")) for name, line in LINES.items()]
-    return of_lines + [(f"P, {answer}", "P", answer, ("P", "mean")) for answer in ANSWERS]
+    return of_lines + [(f"{line}, {title}", line, answer, (line, "mean"))
+                       for line in WITH_ALL_ANSWERS for answer, title in ANSWERS.items()]
 
 
 def main() -> None:

@@ -85,7 +85,8 @@ def test_amounts_of_labels():
     def count(arm: str) -> tuple[int, int, int]:
         labelled = bench_minutes.labelled_by(bench_minutes.ARMS[arm], scans, 0)
         whole = sum((s.mask[:, :, x] != UNLABELLED).all() for s in labelled.train for x in range(8))
-        pointed = sum(2 < np.count_nonzero(s.mask[:, :, x] != UNLABELLED) < 100 for s in labelled.train for x in range(8))
+        pointed = sum(2 < np.count_nonzero(s.mask[:, :, x] != UNLABELLED) < 100
+                      for s in labelled.train for x in range(8))
         return whole, pointed, len(labelled.validation)
     assert count("whole scans: 3") == (3 * 8, 0, 1) and count("whole scans: 6") == (6 * 8, 0, 2)
     assert count("slices: one a scan") == (20, 0, 5) and count("slices: one in 4 scans") == (5, 0, 1)
