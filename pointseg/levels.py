@@ -13,7 +13,7 @@ from pointseg.volume import BACKGROUND, CLASSES
 
 DEPTH_MM = 6.0  # bodies that touch are joined by less than twice this, and none is as thin
 FLOOR = 0.02  # a voxel's least probability of a level, so that a few that are very sure do not outvote a body
-BESIDE = 0.1  # the same for being none of the five, above or below them; between them there is no such body
+BESIDE, BETWEEN = 0.1, 0.001  # how likely a body is none of the five: above or below them, and between them
 LEVELS = [(first, last) for first in range(1, len(CLASSES)) for last in range(first, len(CLASSES))]
 NONE = (0, 0)
 
@@ -72,8 +72,8 @@ def levels_of(probabilities: np.ndarray, bodies: np.ndarray) -> list[tuple[int, 
     for body in np.argsort(height, kind="stable"):
         after, ways_after = {}, {}
         for end, so_far in best.items():
-            beside = BESIDE if end in (0, len(CLASSES) - 1) else FLOOR
-            options = {NONE: (end, size[body] * np.log(beside))} | {
+            none = BESIDE if end in (0, len(CLASSES) - 1) else BETWEEN
+            options = {NONE: (end, size[body] * np.log(none))} | {
                 (first, last): (last, said[body] - typical * (first - end - 1) * (end > 0))  # gaps are rare
                 for (first, last), said in says.items() if first > end}
             for levels_given, (new_end, gain) in options.items():

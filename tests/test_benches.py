@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import bench_baseline
 import bench_minutes
 import bench_terms
 import folds
 import numpy as np
 import pytest
+import torch
 from tiny import TINY
 
 from pointseg.points import Points, few_labels
@@ -152,3 +155,32 @@ def test_a_run_that_is_killed_is_done_again_alone(tmp_path):
     assert [row.fold for row in folds.collect(tmp_path)] == [0, 1, 2]
     assert [len(list(tmp_path.glob(f"x{fold}-*.trace"))) for fold in range(3)] == [1, 2, 1]
     assert all(read_rows(path) for path in tmp_path.glob("*/*.csv"))
+
+
+def test_three_dimensional_items_move_points_as_masks_and_a_dice_of_the_truth_is_1():
+    known = scan(3)
+    size = known.shape
+    kept = bench_baseline.moved(known.image, np.eye(3), np.zeros(3), size, "bilinear", 0)
+    assert np.abs(kept - known.image).max() < 0.01
+    shifted = bench_baseline.moved(known.mask, np.eye(3), np.array([2, 1, -1]), size, "nearest", UNLABELLED)
+    assert (shifted[:-2, :-1, 1:] == known.mask[2:, 1:, :-1]).all() and (shifted[:, :, 0] == UNLABELLED).all()
+    turn = bench_baseline.rotation(np.deg2rad([0, 0, 90]))  # about x: z becomes y
+    assert np.allclose(abs(turn), [[0, 1, 0], [1, 0, 0], [0, 0, 1]]) and np.allclose(turn @ turn.T, np.eye(3))
+    points = Points.of(known, bench_terms.LINES["P"].labels(Scans([known], [known]), 0).train[0].mask)
+    both = [bench_baseline.Scans3D([s], (40, 24, 8), np.random.default_rng(1)).item(s) for s in (points, known)]
+    few = both[0][1] != UNLABELLED
+    assert torch.equal(both[0][0], both[1][0]) and 50 < few.sum() <= len(points.values)
+    assert (both[0][1][few] == both[1][1][few]).float().mean() > 0.9  # a rounded place may lie over an edge
+    labels = torch.from_numpy(known.mask)[None]
+    logits = 20 * torch.nn.functional.one_hot(labels.long(), 6).movedim(-1, 1).float()
+    assert bench_baseline.dice_loss(logits, labels) < 1e-3 < 0.9 < bench_baseline.dice_loss(-logits, labels)
+
+
+def test_the_baseline_runs_on_masks_and_points(data, monkeypatch):
+    pytest.importorskip("monai", reason="the baseline is an extra: pip install -e .[baseline]")
+    monkeypatch.setattr(bench_baseline, "read_arrays", lambda arrays: data)
+    monkeypatch.setattr(bench_baseline, "train", partial(bench_baseline.train, rounds=1, round_steps=2))
+    for line in bench_baseline.LABELS:
+        rows = bench_baseline.do(Path(), folds.Run(line, 0, 1))
+        assert [row.scan for row in rows] == [s.name for s in folds.scans_of(data, 1).test]
+        assert all((row.matrix.sum(1) == np.bincount(data.own[row.scan].ravel())).all() for row in rows)
