@@ -154,7 +154,9 @@ def report(rows: list[Row]) -> None:
         for share in (0.9, 0.95) if REFERENCE in curves.dice else ():
             least = curves.least_share(share * curves.dice[REFERENCE], times)
             print(f"  the least time for {share:.0%} of the reference: {in_percent(least)}")
-        for other in ("slices", "whole scans"):
+        for other in sorted({"slices", "whole scans"} & set(curves.kinds)) if "points" in curves.kinds else ():
+            crossing = in_percent(curves.ahead_up_to("points", other, times))
+            print(f"  points are ahead of {other} up to {crossing} of the time for full masks")
             for share in SHARES:
                 gain = curves.at("points", share, times) - curves.at(other, share, times)
                 if np.isfinite(gain).all():
@@ -183,7 +185,7 @@ def main() -> None:
     if o.figure:
         from pointseg.report import plot  # needs matplotlib, which a bare machine with a GPU lacks
 
-        plot.save(plot.minutes(rows), o.figure)
+        plot.save(plot.minutes(Curves(rows)), o.figure)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pointseg.preprocess import Scans
 
 DRAWS = 2000  # resamples of an interval
 REFERENCE = "whole scans: 20"
+KINDS = ("points", "1 + 3 points", "mixed", "slices", "whole scans")  # of labels, as arms begin
 Matrices = Mapping[str, np.ndarray]  # by patient, (K, K), rows truth: pooled over all that a patient has
 
 
@@ -125,7 +126,7 @@ class Curves:
 
     @property
     def kinds(self) -> list[str]:
-        return sorted({line.partition(":")[0] for line in self.lines})
+        return [kind for kind in KINDS if any(line.startswith(f"{kind}:") for line in self.lines)]
 
     def of_kind(self, kind: str, times: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Shares (N,), rising, and Dice_wi (N, 1 + draws) of a kind's arms."""
@@ -152,6 +153,23 @@ class Curves:
         best = np.stack([np.nanmax([self.at(kind, share, times) for kind in self.kinds], 0) for share in grid])
         reached = best >= wanted
         return np.where(reached.any(0), grid[reached.argmax(0)], np.inf)
+
+    def ahead_up_to(self, kind: str, other: str, times: float = 1.0) -> np.ndarray:
+        """The most time with which a kind is ahead of another; 0 where it never is, of those that both have."""
+        least = max(self.of_kind(k, times)[0][0] for k in (kind, other))
+        grid = np.geomspace(least, 1, 400)
+        ahead = np.stack([self.at(kind, share, times) > self.at(other, share, times) for share in grid])
+        return np.where(ahead.any(0), grid[len(grid) - 1 - ahead[::-1].argmax(0)], 0)
+
+    def best(self, shares: Sequence[float], times: float = 1.0) -> list[tuple[str, float]]:
+        """For each time the kind that is best, and in which share of the resamples it is; "" where none is so cheap."""
+        answers = []
+        for share in shares:
+            dice = np.nan_to_num(np.stack([self.at(kind, share, times) for kind in self.kinds]), nan=-1.0)
+            kind = int(dice[:, 0].argmax())
+            certainty = float((dice[:, 1:].argmax(0) == kind).mean())
+            answers.append((self.kinds[kind], certainty) if dice[kind, 0] >= 0 else ("", 0.0))
+        return answers
 
 
 def verdict(low: float, high: float) -> str:
