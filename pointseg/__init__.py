@@ -11,6 +11,7 @@ The modules in an order to read them in, though `procedure`, which is all of it,
     losses      the loss terms: functions of tensors, and of all that a training step offers
     profiles    the numbers: a laptop's and a GPU's; when the learning rate falls
     train       the training loop and its optimiser
+    levels      which vertebra is which: L1 to L5 in their order, a level a body
     predict     a trained model, or three, one an axis, and what they say of a scan
     fusion      what three models agree on becomes a pseudo mask
     metrics     Dice_wi, the mean of the classes' Dice weighted by their inverse size

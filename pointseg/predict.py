@@ -106,14 +106,15 @@ class Model:
 class ThreeAxes:
     """Three models of one task, one an axis, that answer together; to all that uses a `Model` it is one.
 
-    Whether a voxel is a vertebra: the mean of the three.  Which level: as the sagittal and coronal models divide it.
+    Whether a voxel is a vertebra: the mean of the three.  Which level: as the sagittal and coronal models divide it,
+    but one level a body, from head to foot.
     """
 
     transverse: Model
     coronal: Model
     sagittal: Model
     threshold: float = 0.5  # how sure of a level an answer must be, against background: more makes vertebrae smaller
-    ordered: bool = False  # vertebrae follow each other from head to foot: see `levels`
+    ordered: bool = True  # see `levels`; else each voxel has its own level
 
     @property
     def grid_mm(self) -> float:

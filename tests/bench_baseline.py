@@ -7,7 +7,7 @@
 
 Masks: cross-entropy and Dice; points: cross-entropy at the points alone, which move one by one with the augmentation,
 with the classes' weights that the weak models have.  Both choose their best round by validation labels of their own
-kind.  Rows are confusion matrices of the test scans in their own geometry, as those of bench_minutes.
+kind.  Rows are as those of bench_minutes.
 """
 
 import copy
@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from folds import Run, collect, options, prepared, read_arrays, scans_of, work_through
+from folds import Run, collect, confusions, options, prepared, read_arrays, scans_of, work_through
 from torch import Tensor, nn
 
 from pointseg.estimate import class_weights, estimated_confusion
-from pointseg.kernels import confusion_matrix, resample_argmax
 from pointseg.losses import point_loss
 from pointseg.metrics import weighted_dice
 from pointseg.network import autocast, device
@@ -169,20 +168,19 @@ def do(arrays: Path, run: Run) -> list[Row]:
     data = read_arrays(arrays)
     scans = scans_of(data, run.fold)
     labelled = draw_labels(scans, LABELS[run.line], run.seed)
-    net, rows = train(labelled, run.seed), []
+    net, time, rows = train(labelled, run.seed), time_of(labelled, scans), []
     for scan in scans.test:
-        truth = data.own[scan.name]
-        matrix = confusion_matrix(truth, resample_argmax(probabilities(net, scan), truth.shape), len(CLASSES))
-        rows.append(Row(run.line, run.repeat, run.fold, "test", scan.name, data.patients[scan.name], "3-D",
-                        *time_of(labelled, scans), in_text(matrix)))
+        about = (run.line, run.repeat, run.fold, "test", scan.name, data.patients[scan.name])
+        rows += [Row(*about, answer, *time, in_text(matrix))
+                 for answer, matrix in confusions(probabilities(net, scan), scan, data.own[scan.name]).items()]
     return rows
 
 
 def report(rows: list[Row]) -> None:
-    for line in dict.fromkeys(row.line for row in rows):
-        of_line = [row for row in rows if row.line == line]
+    for line, answer in dict.fromkeys((row.line, row.answer) for row in rows):
+        of_line = [row for row in rows if (row.line, row.answer) == (line, answer)]
         runs = len({(row.fold, row.repeat) for row in of_line})
-        print(f"{line:<22}{of_line[0].share():>7.1%}{runs:>4} runs  "
+        print(f"{line:<22}{answer:<18}{of_line[0].share():>7.1%}{runs:>4} runs  "
               + "{:.3f} [{:.3f}, {:.3f}]".format(*interval(resampled(by_patient(of_line, part="test")))))
 
 

@@ -7,7 +7,8 @@
 A run is an arm in a fold: a sagittal model of the classroom profile that learns from masks of scans or slices as they
 are, or from the pseudo masks of three weak models (at half the schedule) where points are among the labels.  Each arm
 is charged for, and chooses by, validation labels of its own kind.  Its rows are the confusion matrices of the test
-scans in their own geometry.  Intervals resample patients.
+scans in their own geometry, as the model labels them and with levels in order, which is what is printed.  Intervals
+resample patients.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +16,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from folds import Run, Silent, collect, options, prepared, read_arrays, scans_of, seconds_a_step, work_through
+from folds import (
+    ORDERED,
+    Run,
+    Silent,
+    collect,
+    confusions,
+    options,
+    prepared,
+    read_arrays,
+    scans_of,
+    seconds_a_step,
+    work_through,
+)
 
 from pointseg.fusion import answers, choose_smoothing, choose_threshold, fuse_all
-from pointseg.kernels import confusion_matrix
 from pointseg.points import SAGITTAL, Points, sample_points, sample_slices
 from pointseg.predict import ThreeAxes
 from pointseg.preprocess import Prepared, Scans
@@ -26,7 +38,7 @@ from pointseg.procedure import terms_named, train_full, train_weak
 from pointseg.profiles import CLASSROOM
 from pointseg.report.compare import REFERENCE, Curves, Row, in_text, interval, time_of, write_rows
 from pointseg.slices import AXES
-from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED
+from pointseg.volume import BACKGROUND, UNLABELLED
 
 PROFILE = replace(CLASSROOM, weak=replace(CLASSROOM.weak, rounds=(2, 1, 1, 0)))
 TRAIN_SCANS = 20  # of a fold of MyoSegmenTUM: "masks of 3" are 3 of these, and as many of a hundred validation scans
@@ -122,10 +134,9 @@ def do(arrays: Path, run: Run) -> list[Row]:
     model, _ = train_full(learned, "sagittal", PROFILE, run.seed, Silent("sagittal"))
     rows = []
     for scan in scans.test:
-        truth = data.own[scan.name]
-        matrix = confusion_matrix(truth, model.segment(scan, truth.shape), len(CLASSES))
-        rows.append(Row(run.line, run.repeat, run.fold, "test", scan.name, data.patients[scan.name], "sagittal", *time,
-                        in_text(matrix)))
+        about = (run.line, run.repeat, run.fold, "test", scan.name, data.patients[scan.name])
+        rows += [Row(*about, answer, *time, in_text(matrix))
+                 for answer, matrix in confusions(model.probabilities(scan), scan, data.own[scan.name]).items()]
     return rows
 
 
@@ -140,6 +151,7 @@ def pseudo_masks(labelled: Scans, seed: int) -> list[Prepared]:
 
 
 def report(rows: list[Row]) -> None:
+    rows = [row for row in rows if row.answer == ORDERED]
     curves = Curves(rows)
     print(f"\nDice_wi of {curves.patients} patients' test scans, own geometry, with 95 % intervals over patients")
     for line in curves.lines:
@@ -185,7 +197,7 @@ def main() -> None:
     if o.figure:
         from pointseg.report import plot  # needs matplotlib, which a bare machine with a GPU lacks
 
-        plot.save(plot.minutes(Curves(rows)), o.figure)
+        plot.save(plot.minutes(Curves([row for row in rows if row.answer == ORDERED])), o.figure)
 
 
 if __name__ == "__main__":

@@ -257,9 +257,9 @@ def do(arrays: Path, run: Run) -> list[Row]:
     models, averages = trained(line, labelled, run.seed, HALF)
     time = time_of(labelled, scans)
     said = {axis: Said(model) for axis, model in models.items()}
-    together = {"mean": ThreeAxes(**said)}
+    together = {"mean": ThreeAxes(**said, ordered=False)}
     if run.line in WITH_ALL_ANSWERS:
-        together |= {"ordered": ThreeAxes(**said, ordered=True), "average": ThreeAxes(**averages)}
+        together |= {"ordered": ThreeAxes(**said), "average": ThreeAxes(**averages, ordered=False)}
     answers = {name: choose_threshold(three, labelled.validation)[0].labels for name, three in together.items()}
     if run.line in WITH_ALL_ANSWERS:
         (denoise, erosion), _ = choose_smoothing(said, labelled.validation)

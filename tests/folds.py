@@ -16,13 +16,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from pointseg.kernels import confusion_matrix, resample_argmax
+from pointseg.levels import in_order
 from pointseg.network import device
 from pointseg.preprocess import Prepared, Scans, prepare
 from pointseg.profiles import CLASSROOM
 from pointseg.report.compare import Row, read_rows, write_rows
 from pointseg.train import Watch
+from pointseg.volume import CLASSES
 
 FOLDS = 6
+AS_IT_IS, ORDERED = "as it is", "levels in order"  # answers
 
 
 class Data(NamedTuple):
@@ -89,6 +93,12 @@ def scans_of(data: Data, fold: int) -> Scans:
         part = {fold: "test", (fold + 1) % FOLDS: "validation"}.get(sixth[data.patients[name]], "train")
         parts[part].append(scan)
     return Scans(**parts)
+
+
+def confusions(probabilities: np.ndarray, scan: Prepared, own: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each answer the confusion matrix in the scan's own geometry.   probabilities (6, z, y, x), own: its mask"""
+    scores = {AS_IT_IS: probabilities, ORDERED: in_order(probabilities.copy(), scan.spacing_mm)}
+    return {answer: confusion_matrix(own, resample_argmax(s, own.shape), len(CLASSES)) for answer, s in scores.items()}
 
 
 def work_through(runs: Sequence[Run], do: Callable[[Path, Run], list[Row]], seconds: Callable[[Run], float],

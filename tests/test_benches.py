@@ -72,8 +72,8 @@ def test_a_line_of_the_arena_runs_and_looks_at_no_test_scan(data, line):
 def test_an_arm_of_the_curve_runs_is_charged_for_validation_and_scored_on_test_scans(data, arm):
     scans = folds.scans_of(data, 1)
     labelled = bench_minutes.labelled_by(bench_minutes.ARMS[arm], scans, 1)
-    rows = bench_minutes.do(Path(), folds.Run(arm, 0, 1))
-    assert [row.scan for row in rows] == [s.name for s in scans.test] and labelled.validation
+    rows, answers = bench_minutes.do(Path(), folds.Run(arm, 0, 1)), (folds.AS_IT_IS, folds.ORDERED)
+    assert [row.scan for row in rows] == [s.name for s in scans.test for _ in answers] and labelled.validation
     assert all((row.matrix.sum(1) == np.bincount(data.own[row.scan].ravel())).all() for row in rows)
     shares = {row.share() for row in rows}
     assert len(shares) == 1 and 0 < shares.pop() < 1.001
@@ -182,5 +182,6 @@ def test_the_baseline_runs_on_masks_and_points(data, monkeypatch):
     monkeypatch.setattr(bench_baseline, "train", partial(bench_baseline.train, rounds=1, round_steps=2))
     for line in bench_baseline.LABELS:
         rows = bench_baseline.do(Path(), folds.Run(line, 0, 1))
-        assert [row.scan for row in rows] == [s.name for s in folds.scans_of(data, 1).test]
+        assert [row.scan for row in rows if row.answer == folds.ORDERED] == [
+            s.name for s in folds.scans_of(data, 1).test]
         assert all((row.matrix.sum(1) == np.bincount(data.own[row.scan].ravel())).all() for row in rows)
