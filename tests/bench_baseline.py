@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from folds import Run, collect, confusions, options, prepared, read_arrays, scans_of, work_through
+from folds import Run, collect, confusions, options, prepared, publish, read_arrays, scans_of, work_through
 from torch import Tensor, nn
 
 from pointseg.estimate import class_weights, estimated_confusion
@@ -27,7 +27,7 @@ from pointseg.network import autocast, device
 from pointseg.points import Points, draw_labels
 from pointseg.preprocess import Prepared
 from pointseg.profiles import CLASSROOM
-from pointseg.report.compare import Row, by_patient, in_text, interval, resampled, time_of, write_rows
+from pointseg.report.compare import Row, by_patient, in_text, interval, resampled, time_of
 from pointseg.slices import GREY_LEVELS
 from pointseg.volume import CLASSES, UNLABELLED
 
@@ -191,7 +191,7 @@ def main() -> None:
         work_through(runs, do, lambda run: 0.9 * ROUNDS * ROUND_STEPS, o)  # 0.9 s a step on one of our cores
     rows = collect(o.out)
     if o.csv:
-        write_rows(o.csv, rows)
+        publish(rows, o)
     report(rows)
 
 

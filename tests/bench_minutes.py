@@ -24,6 +24,7 @@ from folds import (
     confusions,
     options,
     prepared,
+    publish,
     read_arrays,
     scans_of,
     seconds_a_step,
@@ -36,7 +37,7 @@ from pointseg.predict import ThreeAxes
 from pointseg.preprocess import Prepared, Scans
 from pointseg.procedure import terms_named, train_full, train_weak
 from pointseg.profiles import CLASSROOM
-from pointseg.report.compare import REFERENCE, Curves, Row, in_text, interval, time_of, write_rows
+from pointseg.report.compare import REFERENCE, Curves, Row, in_text, interval, time_of
 from pointseg.slices import AXES
 from pointseg.volume import BACKGROUND, UNLABELLED
 
@@ -192,7 +193,7 @@ def main() -> None:
         work_through(runs, do, lambda run: step * 1.2 * (full + 3 * weak * of_points(run.line)), o)
     rows = collect(o.out)
     if o.csv:
-        write_rows(o.csv, rows)
+        publish(rows, o)
     report(rows)
     if o.figure:
         from pointseg.report import plot  # needs matplotlib, which a bare machine with a GPU lacks

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from folds import Run, Silent, collect, options, prepared, read_arrays, scans_of, seconds_a_step, work_through
+from folds import Run, Silent, collect, options, prepared, publish, read_arrays, scans_of, seconds_a_step, work_through
 from scipy import ndimage
 from torch import Tensor
 
@@ -39,7 +39,6 @@ from pointseg.report.compare import (
     resampled,
     time_of,
     verdict,
-    write_rows,
 )
 from pointseg.slices import AXES
 from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED
@@ -317,7 +316,7 @@ def main() -> None:
         work_through(runs, do, lambda run: 3 * STEPS * step * LINES[run.line].passes * 1.3, o)  # 1.3: to load and score
     rows = collect(o.out)
     if o.csv:
-        write_rows(o.csv, rows)
+        publish(rows, o)
     report(rows)
 
 

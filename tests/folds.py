@@ -2,10 +2,12 @@
 
 import argparse
 import gzip
+import json
 import multiprocessing
 import pickle
 import random
 import re
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -143,6 +145,21 @@ def collect(out: Path) -> list[Row]:
     return [row for path in sorted(out.glob("*/*.csv")) for row in read_rows(path)]
 
 
+def publish(rows: Sequence[Row], o: argparse.Namespace) -> None:
+    """All rows but those of training scans into the CSV that notebook 11 reads, and beside it how they were made."""
+    import timing  # looks at the machine, for which it needs more than a bare one with a GPU has
+
+    write_rows(o.csv, [row for row in rows if row.part != "train"])
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    about, path = {}, o.csv.with_name("about.json")
+    if path.is_file():
+        about = json.loads(path.read_text())
+    about[o.csv.name] = {"commit": o.commit or commit, "folds": sorted({row.fold for row in rows}),
+                         "repeats": sorted({row.repeat for row in rows}), "scans": " ".join(o.source),
+                         "machine": timing.machine()}
+    path.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
 def seconds_a_step(steps: int = 10) -> float:
     """About what a training step of the classroom profile takes here on one core, 8 slices of 128 x 128."""
     network, threads = CLASSROOM.network(6, 0).to(device()), torch.get_num_threads()
@@ -171,7 +188,8 @@ def options(doc: str, out: str) -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path(out), help="a CSV a run: a run that is there is not done again")
     p.add_argument("--arrays", type=Path, help="prepared scans, written by the first run: on another machine nothing "
                                                "else is needed")
-    p.add_argument("--csv", type=Path, help="all rows in one file, for notebook 11")
+    p.add_argument("--csv", type=Path, help="all rows in one file, for notebook 11, and about.json beside it")
+    p.add_argument("--commit", help="of which the runs are, for about.json, where it is not this one")
     p.add_argument("--report", action="store_true", help="only print what is there")
     return p
 
