@@ -19,7 +19,7 @@ from pointseg.scans.files import whole_file
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-FIGURES = (-1, 0, 3, 2, 3, 0, 3, 0, 0, 0, 2)  # which figure of notebook 00, 01 .. 10 the README shows
+FIGURES = (-1, 0, 3, 2, 3, 0, 3, 0, 0, 0, 2, 0)  # which figure of notebook 00, 01 .. 11 the README shows
 
 
 def execute(path: Path) -> None:
