@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from folds import Silent, one_core
 from scipy import stats
 
 from pointseg import procedure
@@ -41,7 +42,6 @@ from pointseg.predict import Model, ThreeAxes
 from pointseg.preprocess import Prepared, Scans, prepare
 from pointseg.profiles import CLASSROOM
 from pointseg.slices import AXES
-from pointseg.train import Watch
 
 LONGER = replace(CLASSROOM, full=replace(CLASSROOM.full, divisors=(1, 3, 3), rounds=(4, 2, 1), round_steps=200))
 HALF, QUARTER = "slices_half", "slices_quarter"  # of the slices that the points' time buys
@@ -98,7 +98,7 @@ class Work:
             model, _ = procedure.train_weak(labelled, axis, CLASSROOM, self.seed, terms, watch)
         else:
             model, _ = procedure.train_full(labelled, axis, PROFILES.get(arm, CLASSROOM), self.seed, watch)
-        write(self.folder / f"{name}.pt", {"architecture": model.network.config, "rounds": watch.rounds,
+        write(self.folder / f"{name}.pt", {"architecture": model.network.config, "rounds": getattr(watch, "rounds", ()),
                                            "network": model.network.state_dict()})
 
     def pseudo(self, arm: str) -> list[Prepared]:
@@ -169,19 +169,6 @@ class Said:
         return self.of_scans[scan.name].copy()
 
 
-class Silent(Watch):
-    rounds: tuple = ()
-
-    def start(self, training) -> None:
-        pass
-
-    def after_round(self, training) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
-
-
 class Rounds(Silent):
     """Scores each round by points and by masks of the validation scans, and by the test scans."""
 
@@ -250,13 +237,6 @@ def do(work: Work, name: str) -> float:
     else:
         work.scores() if name == "scores" else work.train(name)
     return time.monotonic() - start
-
-
-def one_core() -> None:
-    import numba
-
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
 
 
 def work_through(works: list[Work], processes: int, minutes: float) -> None:
