@@ -25,10 +25,11 @@ from pointseg.estimate import class_voxels, known_truth
 from pointseg.fusion import choose_smoothing, choose_threshold, hard_predictions, pseudo_mask
 from pointseg.kernels import confusion_matrix
 from pointseg.losses import Step, Term, point_loss
+from pointseg.metrics import weighted_dice
 from pointseg.points import Points, draw_labels, draw_points
 from pointseg.predict import Model, ThreeAxes
 from pointseg.preprocess import Prepared, Scans
-from pointseg.procedure import terms_named, train_weak
+from pointseg.procedure import terms_named, train_full, train_weak
 from pointseg.profiles import CLASSROOM, Profile
 from pointseg.report.compare import (
     Row,
@@ -44,7 +45,7 @@ from pointseg.slices import AXES
 from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED
 
 HALF = replace(CLASSROOM, weak=replace(CLASSROOM.weak, rounds=(2, 1, 1, 0)))
-STEPS = sum(HALF.weak.rounds) * HALF.weak.round_steps
+STEPS, FINAL_STEPS = (sum(s.rounds) * s.round_steps for s in (HALF.weak, HALF.full))
 NEAR_MM = 12.0  # of a vertebra: as far as a model that grows over its edge
 
 
@@ -199,8 +200,12 @@ LINES = {
     "rotations": Line(further={0.3: always(rotation_term)}, passes=2),
     "background near": Line(labels=background_near),
 }
-WITH_ALL_ANSWERS = ("P", "P unweighted")  # the others have the mean of the three models alone
-ANSWERS = {"vote": "vote", "ordered": "levels in order", "average": "mean of the last weights"}
+FINALS = "finals"  # not a change of the weak models: sagittal models that learn from their pseudo masks
+LINES[FINALS] = Line()
+WITH_ALL_ANSWERS = ("P", "P unweighted", FINALS)  # the others have the mean of the three models alone
+ANSWERS = {"vote": "vote", "ordered": "levels in order", "average": "mean of the last weights",
+           "undisputed": "levels in order, disputed voxels unlabelled"}
+Answer = Callable[[Prepared], np.ndarray]  # labels (z, y, x) of a scan
 
 
 class LastWeights(Silent):
@@ -256,14 +261,10 @@ def do(arrays: Path, run: Run) -> list[Row]:
     models, averages = trained(line, labelled, run.seed, HALF)
     time = time_of(labelled, scans)
     said = {axis: Said(model) for axis, model in models.items()}
-    together = {"mean": ThreeAxes(**said, ordered=False)}
-    if run.line in WITH_ALL_ANSWERS:
-        together |= {"ordered": ThreeAxes(**said), "average": ThreeAxes(**averages, ordered=False)}
-    answers = {name: choose_threshold(three, labelled.validation)[0].labels for name, three in together.items()}
-    if run.line in WITH_ALL_ANSWERS:
-        (denoise, erosion), _ = choose_smoothing(said, labelled.validation)
-        answers["vote"] = lambda scan: pseudo_mask(**hard_predictions(said, scan), denoise=denoise, erosion=erosion)
-    answers = {"validation": answers | {axis: model.labels for axis, model in said.items()}, "train": answers}
+    rules = pseudo_mask_rules(run.line, said, averages, labelled)
+    answers = {"validation": rules | {axis: model.labels for axis, model in said.items()}, "train": rules}
+    if run.line == FINALS:
+        answers = {"validation": finals(rules, said, labelled, run.seed)}
     rows = []
     for part, of_part in answers.items():
         for scan in getattr(scans, part):
@@ -278,20 +279,49 @@ def do(arrays: Path, run: Run) -> list[Row]:
     return rows
 
 
+def pseudo_mask_rules(line: str, weak: dict, averages: dict, labelled: Scans) -> dict[str, Answer]:
+    """Ways to make pseudo masks of three weak models, by name, their thresholds chosen by the validation labels."""
+    three = {"mean": ThreeAxes(**weak, ordered=False)}
+    if line in WITH_ALL_ANSWERS:
+        three |= {"ordered": ThreeAxes(**weak), "average": ThreeAxes(**averages, ordered=False)}
+    rules = {name: choose_threshold(model, labelled.validation)[0].labels for name, model in three.items()}
+    if line in WITH_ALL_ANSWERS:
+        (denoise, erosion), _ = choose_smoothing(weak, labelled.validation)
+        rules["vote"] = lambda scan: pseudo_mask(**hard_predictions(weak, scan), denoise=denoise, erosion=erosion)
+    return rules
+
+
+def finals(rules: dict[str, Answer], weak: dict, labelled: Scans, seed: int) -> dict[str, Answer]:
+    """What a sagittal model says that learned from each rule's pseudo masks; last with disputed voxels unlabelled."""
+    def undisputed(scan: Prepared) -> np.ndarray:
+        t, c, s = hard_predictions(weak, scan).values()
+        return np.where(((t > 0) == (s > 0)) & (c == s), rules["ordered"](scan), np.uint8(UNLABELLED))
+
+    answers = {}
+    for name, rule in (rules | {"undisputed": undisputed}).items():
+        if name != "average":
+            learned = replace(labelled, train=[scan.with_mask(rule(scan)) for scan in labelled.train])
+            answers[name] = train_full(learned, "sagittal", HALF, seed, Silent(name))[0].labels
+    return answers
+
+
 def report(rows: list[Row]) -> None:
     for repeat in sorted({row.repeat for row in rows}):
         of_repeat = [row for row in rows if row.repeat == repeat]
         print(f"\nrepeat {repeat}: Dice_wi on validation scans, prepared grid, with 95 % intervals over patients")
-        print(f"{'':<40}{'folds':>6}{'trans.':>8}{'cor.':>7}{'sag.':>7}  {'together':<22}{'train':>6}   difference")
+        print(f"{'':<52}{'folds':>6}{'trans.':>8}{'cor.':>7}{'sag.':>7}  {'together':<22}{'train':>6}   difference")
         for title, line, answer, than in comparisons():
             chosen = [row for row in of_repeat if row.line == line]
             if not chosen:
-                print(f"{title:<40}   not run")
+                print(f"{title:<52}   not run")
                 continue
             ours = by_patient(chosen, part="validation", answer=answer)
-            weak = [interval(resampled(by_patient(chosen, part="validation", answer=axis), 1))[0] for axis in AXES]
+            if not ours:
+                continue
+            weak = [weighted_dice(sum(by_patient(chosen, part="validation", answer=axis).values()))
+                    if line != FINALS else np.nan for axis in AXES]
             training = by_patient(chosen, part="train", answer=answer)
-            text = (f"{title:<40}{len({row.fold for row in chosen}):>6}{weak[0]:>8.3f}{weak[1]:>7.3f}{weak[2]:>7.3f}  "
+            text = (f"{title:<52}{len({row.fold for row in chosen}):>6}{weak[0]:>8.3f}{weak[1]:>7.3f}{weak[2]:>7.3f}  "
                     + "{:.3f} [{:.3f}, {:.3f}]  ".format(*interval(resampled(ours)))
                     + (f"{interval(resampled(training, 1))[0]:>6.3f}" if training else " " * 6))
             theirs = by_patient([r for r in of_repeat if r.line == than[0]], part="validation", answer=than[1])
@@ -313,7 +343,8 @@ def main() -> None:
     if not o.report and prepared(o):
         runs = [Run(line, repeat, fold) for repeat in o.repeats for fold in o.folds for line in o.lines or LINES]
         step = seconds_a_step()
-        work_through(runs, do, lambda run: 3 * STEPS * step * LINES[run.line].passes * 1.3, o)  # 1.3: to load and score
+        work_through(runs, do, lambda run: step * 1.2 * (3 * STEPS * LINES[run.line].passes  # 1.2: to load and score
+                                                         + 4 * FINAL_STEPS * (run.line == FINALS)), o)
     rows = collect(o.out)
     if o.csv:
         publish(rows, o)
