@@ -241,8 +241,8 @@ def _from_json(path: Path, text: str, geometry: Geometry) -> tuple[list[_Point],
             return _from_verse(path, content, geometry), False
         return [point for markup in content["markups"] for point in _from_markup(path, markup)], True
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ScanError(f"{path}: found JSON of another kind ({type(error).__name__}: {first_line(error)}), expected 3D "
-                        "Slicer's markups or VerSe's centroids; export it again") from None
+        raise ScanError(f"{path}: found JSON of another kind ({type(error).__name__}: {first_line(error)}), expected "
+                        "3D Slicer's markups or VerSe's centroids; export it again") from None
 
 
 def _from_markup(path: Path, markup: dict) -> Iterator[_Point]:

@@ -78,9 +78,10 @@ def test_slicer_in_ras_is_the_same_place_as_in_lps(tmp_path):
     for name, text in (("a.mrk.json", markup("LPS", 110.0, 220.0)), ("b.mrk.json", markup("RAS", -110.0, -220.0)),
                        ("c.fcsv", "# CoordinateSystem = RAS\n# columns = id,x,y,z,label\np,-110,-220,-30,L3\n"),
                        ("d.fcsv", "# CoordinateSystem = 1\n# columns = id,x,y,z,label\np,110,220,-30,vert_L3\n"),
-                       ("e.json", json.dumps([{"direction": ["L", "P", "S"]}, {"label": 22, "X": 5, "Y": 10, "Z": 10}])),
-                       ("f.json", json.dumps([{"direction": ["I", "A", "L"]}, {"label": 22, "X": 9, "Y": 9, "Z": 5}])),
-                       ("g.csv", f"level,x_mm,y_mm,z_mm\r\nl3,{MM}\r\n"), ("h.csv", f"\ufefflevel,x_mm,y_mm,z_mm\n22,{MM}")):
+                       ("e.json", verse({"label": 22, "X": 5, "Y": 10, "Z": 10})),
+                       ("f.json", verse({"label": 22, "X": 9, "Y": 9, "Z": 5}, direction="IAL")),
+                       ("g.csv", f"level,x_mm,y_mm,z_mm\r\nl3,{MM}\r\n"),
+                       ("h.csv", f"\ufefflevel,x_mm,y_mm,z_mm\n22,{MM}")):
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")
         read = read_clicks(tmp_path / name, GEOMETRY)
         found.append((read.places.tolist(), read.values.tolist()))
@@ -146,7 +147,7 @@ MALFORMED = [  # name, text, what the message says beside the file
     ("a.csv", HEAD.encode("utf-16"), "cannot be read"),
     ("a.txt", HEAD + f"L1,{MM}\n", "found a name that ends in .txt"),
     ("a.fcsv", f"# columns = id,x,y,z,label\np,{MM},L1\n", "found the coordinate system None, expected LPS or RAS"),
-    ("a.fcsv", f"# CoordinateSystem = IJK\n# columns = id,x,y,z,label\np,{MM},L1\n", "found the coordinate system 'IJK'"),
+    ("a.fcsv", f"# CoordinateSystem = IJK\n# columns = id,x,y,z,label\np,{MM},L1\n", "the coordinate system 'IJK'"),
     ("a.fcsv", f"# CoordinateSystem = LPS\n# columns = id,x,y,label\np,{MM},L1\n", "expected z among them"),
     ("a.fcsv", FCSV + "p,110,220\n", "line 3: found 3 values, expected 5"),
     ("a.fcsv", FCSV + "p,110,220,x,L1\n", "line 3: found 'x', expected a number"),
