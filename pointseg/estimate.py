@@ -22,10 +22,14 @@ TRIANGLE_SHARE = 0.08  # sections of vertebrae are a little hollow, which spread
 def stands_for(points: Points) -> np.ndarray:
     """How many voxels of its class each vertebra's point stands for, on its slice; 0 for the background's.   -> (N,)
 
+    Places that chance has chosen have weights of their own, also in the background.
+
     A triangle tells the area of all three, and how to share it out: a point gets the more, the farther the *other two*
     lie apart.  Its own distance must not count, since a point far out is more often taken for background, and would
     then make that mistake look larger than it is.
     """
+    if points.weights is not None:
+        return points.weights
     whole, weights = in_whole_slices(points), np.zeros(len(points.values))
     weights[whole & (points.values != BACKGROUND)] = 1
     for k in range(BACKGROUND + 1, len(CLASSES)):
@@ -76,7 +80,8 @@ def estimated_confusion(labelled: Prepared, prediction: np.ndarray, num_classes:
 
     prediction (z, y, x) uint8 in the K classes that a model has; for two of them L1..L5 are one.  Counted where there
     is a mask.  From points: the vertebrae's rows are what their points stand for.  How much is predicted of each class
-    is known, so what the vertebrae do not account for is the background's row: its own few points tell less.
+    is known, so what the vertebrae do not account for is the background's row: its own few points tell less.  Where
+    chance has chosen the places, their weights tell all (Horvitz and Thompson 1952).
     """
     points = few_labels(labelled)
     if points is None:
@@ -84,6 +89,8 @@ def estimated_confusion(labelled: Prepared, prediction: np.ndarray, num_classes:
     truth, said = known_truth(points.values, num_classes), prediction[tuple(points.places.T)]
     confusion, whole = np.zeros((num_classes, num_classes)), in_whole_slices(points)
     np.add.at(confusion, (truth, said), stands_for(points))
+    if points.weights is not None:  # each stands for its part of the scan, whatever it shows
+        return confusion
     pointed = prediction[:, :, np.unique(points.places[~whole, SAGITTAL])]
     predicted = np.bincount(said[whole], minlength=num_classes) + np.bincount(pointed.ravel(), minlength=num_classes)
     confusion[BACKGROUND] = np.maximum(0, predicted - confusion.sum(0))

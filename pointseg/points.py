@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from pointseg.preprocess import Prepared, Scans
-from pointseg.volume import BACKGROUND, UNLABELLED, ScanError
+from pointseg.volume import BACKGROUND, UNLABELLED, Clicks, ScanError
 
 POINTS_PER_INSTANCE, BACKGROUND_POINTS = 3, 5
 FURTHER_POINTS = 6  # on an average slice of the thesis; at the sides it shows few vertebrae
@@ -32,10 +32,11 @@ BEARMAN = Seconds()
 class Points(Prepared):
     """A scan of which few voxels are labelled, so only these are kept; its `mask` is UNLABELLED elsewhere."""
 
-    def __init__(self, scan: Prepared, places: np.ndarray, values: np.ndarray):
-        """places (N, 3) int32, z y x; values (N,) uint8, 0..5."""
-        vars(self).update(scan=scan, places=places, values=values, spacing_mm=scan.spacing_mm, name=scan.name,
-                          modality=scan.modality)
+    def __init__(self, scan: Prepared, places: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None):
+        """places (N, 3) int32, z y x; values (N,) uint8, 0..5; weights (N,): how many voxels each stands for, where
+        chance has chosen the places, else None."""
+        vars(self).update(scan=scan, places=places, values=values, weights=weights, spacing_mm=scan.spacing_mm,
+                          name=scan.name, modality=scan.modality)
 
     @classmethod
     def of(cls, scan: Prepared, labels: np.ndarray) -> "Points":
@@ -102,9 +103,33 @@ def sample_slices(mask: np.ndarray, rng: np.random.Generator, every: float) -> n
     return labels
 
 
-def draw_points(scans: Sequence[Prepared], seed: int) -> list[Points]:
-    """Point labels for scans, from their masks."""
-    return [Points.of(scan, sample_points(scan.mask, np.random.default_rng((seed, i)))) for i, scan in enumerate(scans)]
+def draw_points(scans: Sequence[Prepared], seed: int, to_choose: bool = False) -> list[Points]:
+    """Point labels for scans: an expert's where there are any, else drawn from their masks.
+
+    to_choose: to choose or score by.  Then an expert's clicks will not do, since people click where it is easy, but
+    places that chance has chosen will.
+    """
+    return [_points_of(scan, np.random.default_rng((seed, i)), to_choose) for i, scan in enumerate(scans)]
+
+
+def _points_of(scan: Prepared, rng: np.random.Generator, to_choose: bool) -> Points:
+    known = scan.clicks and scan.clicks.chosen(by_chance=to_choose)
+    if known and len(known.values):
+        weights = known.stands_for_mm3 / np.prod(scan.spacing_mm) if to_choose else None
+        return Points(scan, known.places, known.values, weights)
+    if scan.mask is None:
+        raise ScanError(f"{scan.name}: found neither a mask nor " + (
+            "classes of places that chance has chosen, expected one of them to choose and score by" if to_choose else
+            "clicks, expected one of them to learn from") + "; label it, or leave it out")
+    return Points.of(scan, sample_points(scan.mask, rng))
+
+
+def draw_clicks(mask: np.ndarray, rng: np.random.Generator, **counts: int) -> Clicks:
+    """`sample_points` as an expert would have clicked them, on a scan's own grid."""
+    labels = sample_points(mask, rng, **counts)
+    places = np.argwhere(labels != UNLABELLED).astype(np.int32)
+    unknown = np.full(len(places), np.nan)
+    return Clicks(places, labels[tuple(places.T)], unknown, unknown)
 
 
 def draw_labels(scans: Scans, kind: str, seed: int, seconds: Seconds = BEARMAN) -> Scans:
@@ -113,13 +138,16 @@ def draw_labels(scans: Scans, kind: str, seed: int, seconds: Seconds = BEARMAN) 
     kind: "points" on every sagittal slice; of masks, as many as the same minutes buy, the masks of evenly spaced
     "slices" or of "whole scans", at least of one; or "masks", all that there is.
     """
-    return Scans(*(_labels_of(part, kind, seed, seconds) for part in (scans.train, scans.validation)))
+    return Scans(_labels_of(scans.train, kind, seed, seconds), _labels_of(scans.validation, kind, seed, seconds, True))
 
 
-def _labels_of(scans: Sequence[Prepared], kind: str, seed: int, seconds: Seconds) -> list[Prepared]:
+def _labels_of(scans: Sequence[Prepared], kind: str, seed: int, seconds: Seconds,
+               to_choose: bool = False) -> list[Prepared]:
+    if kind != "points" and (without := [scan.name for scan in scans if scan.mask is None]):
+        raise ScanError(f"{', '.join(without[:3])}: found no mask, expected one for labels {kind!r}; take points")
     if kind == "masks":
         return list(scans)
-    points = draw_points(scans, seed)
+    points = draw_points(scans, seed, to_choose)
     if kind == "points":
         return points
     every = max(1.0, labelling_seconds(scans, seconds) / (labelling_seconds(points, seconds) or np.inf))

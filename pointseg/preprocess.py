@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pointseg.kernels import clahe
-from pointseg.volume import Volume
+from pointseg.volume import Clicks, Volume
 
 CT_WINDOW_HU = (-200.0, 1000.0)  # fat to cortical bone; fixed, so that metal cannot compress the contrast of bone
 MR_PERCENTILES = (0.5, 99.5)  # MR has no unit, and a few very bright voxels
@@ -27,6 +27,7 @@ class Prepared:
     spacing_mm: tuple[float, float, float]  # (z, y, x), as near to the grid as a whole number of voxels allows
     name: str
     modality: str = ""  # "CT" or "MR", told by the intensities where the scan does not say
+    clicks: Clicks | None = None  # of an expert, where there are any
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,7 +58,25 @@ def prepare(volume: Volume, grid_mm: float) -> Prepared:
     modality = volume.modality or modality_from_intensities(image)
     image = equalise(rescale(image, modality), spacing_mm)
     mask = None if volume.mask is None else resample_nearest(volume.mask, shape)
-    return Prepared(image, mask, spacing_mm, volume.name, modality)
+    clicks = volume.clicks and moved(volume.clicks, volume.image.shape, shape)
+    return Prepared(image, mask, spacing_mm, volume.name, modality, clicks)
+
+
+def moved(clicks: Clicks, old: tuple[int, int, int], new: tuple[int, int, int]) -> Clicks:
+    """Clicks on another grid over the same field of view.
+
+    Where clicks of two classes come to lie on one voxel nothing is known of it; of equal ones the first is kept.
+    Places that chance has chosen stay as many as they are, since each stands for its part of the scan.
+    """
+    places = ((clicks.places + 0.5) * new / old).astype(np.int32)
+    flat = np.ravel_multi_index(tuple(places.T), new)
+    _, first, which = np.unique(flat, return_index=True, return_inverse=True)
+    disputed = np.zeros(len(first), bool)
+    disputed[which[clicks.values != clicks.values[first][which]]] = True
+    kept = np.zeros(len(flat), bool)
+    kept[first[~disputed]] = True
+    kept |= np.isfinite(clicks.stands_for_mm3)
+    return Clicks(places[kept], clicks.values[kept], clicks.seconds[kept], clicks.stands_for_mm3[kept])
 
 
 def resample_linear(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

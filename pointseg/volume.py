@@ -84,6 +84,21 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Clicks:
+    """Voxels of a scan that an expert has labelled one by one."""
+
+    places: np.ndarray  # (N, 3) int32, z y x
+    values: np.ndarray  # (N,) uint8, 0..5
+    seconds: np.ndarray  # (N,) what each took, nan where not known
+    stands_for_mm3: np.ndarray  # (N,) of a place that chance has chosen, 1 / its density; nan where the expert has
+
+    def chosen(self, by_chance: bool) -> "Clicks":
+        """Those whose places chance has chosen, or the expert."""
+        of_kind = np.isfinite(self.stands_for_mm3) == by_chance
+        return Clicks(*(x[of_kind] for x in vars(self).values()))
+
+
+@dataclass(frozen=True)
 class Volume:
     """A scan on the canonical axes, with its mask where there is one."""
 
@@ -94,3 +109,4 @@ class Volume:
     modality: str  # "CT", "MR" or "" for unknown
     geometry: Geometry  # the stored grid, where predictions go back to
     notes: tuple[str, ...] = ()  # what was done to the scan when it was read, or assumed
+    clicks: Clicks | None = None

@@ -12,31 +12,37 @@ from pointseg.volume import BACKGROUND, UNLABELLED, ScanError, Volume
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("source", "case", "patient", "modality", "image", "mask", "mask_extent", "levels", "flaw")
+FURTHER = ("part", "points")  # columns that few folders need: a published split, an expert's clicks
 PARTS = ("train", "validation", "test")
-PART = "part"  # a further column, where a source publishes its split
-REQUIRED = ("source", "case", "patient", "image", "mask")
+PART, POINTS = FURTHER
+REQUIRED = ("source", "case", "patient", "image")  # and mask or points
 CENTROIDS = "centroids"  # mask_extent of cases that know a small ball in each vertebra, and next to no background
 NAMELESS = "vertebra"  # levels of cases whose vertebrae have no known level
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the manifest: a scan and its mask."""
+    """One row of the manifest: a scan and what is known of it, a mask, an expert's clicks, or both."""
 
     source: str
     case: str
     patient: str
     modality: str
     image: Path
-    mask: Path
+    mask: Path | None
     mask_extent: str = ""
     levels: tuple[str, ...] = ()
     flaw: str = ""
     part: str = ""  # of the split that the source publishes: "train", "validation", "test" or "" for none
+    points: Path | None = None  # a file of clicks: see `scans.clicks`
 
     @property
     def name(self) -> str:
         return f"{self.source}/{self.case}"
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.image, self.mask, self.points) if path]
 
     @property
     def names_levels(self) -> bool:
@@ -44,10 +50,10 @@ class Case:
         return NAMELESS not in self.levels
 
     def read(self) -> Volume:
-        """The scan and its mask, which must show a lumbar vertebra: without one there is nothing to learn or score."""
+        """The scan and what is known of it: its mask must show a lumbar vertebra, or there is nothing to learn."""
         volume = read_volume(self.image, self.mask, name=self.name, modality=self.modality,
-                             scheme="dataset" if self.names_levels else "vertebra")
-        if not ((volume.mask != BACKGROUND) & (volume.mask != UNLABELLED)).any():
+                             scheme="dataset" if self.names_levels else "vertebra", clicks_path=self.points)
+        if self.mask and not ((volume.mask != BACKGROUND) & (volume.mask != UNLABELLED)).any():
             raise ScanError(f"{self.mask}: found no voxel of L1..L5, expected at least one; "
                             f"check the file, or remove {self.name} from the {MANIFEST}")
         return volume
@@ -71,7 +77,7 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
                         "choose among these")
     chosen = [c for c in cases if not sources or c.source in sources]
     for case in chosen:
-        for path in (case.image, case.mask):
+        for path in case.files:
             if not path.exists():
                 raise ScanError(f"{path}: no such file, but {MANIFEST} names it for {case.name}; "
                                 "restore the file or remove the line")
@@ -109,7 +115,7 @@ def add_to_manifest(folder: str | Path, cases: Sequence[Case]) -> None:
     columns, rows = read_rows(folder)
     new = {(c.source, c.case) for c in cases}
     old = [row for _, row in rows if (row.get("source"), row.get("case")) not in new]
-    columns += [c for c in (*COLUMNS, *((PART,) if any(c.part for c in cases) else ())) if c not in columns]
+    columns += [c for c in _columns(cases) if c not in columns]
     every = sorted([*old, *(_row(folder, c) for c in cases)], key=lambda row: (row["source"] or "", row["case"] or ""))
     _write_rows(Path(folder), columns, every)
 
@@ -117,18 +123,22 @@ def add_to_manifest(folder: str | Path, cases: Sequence[Case]) -> None:
 def write_manifest(folder: str | Path, cases: Iterable[Case]) -> None:
     """Write manifest.csv with paths relative to the folder, atomically."""
     cases = list(cases)
-    columns = (*COLUMNS, PART) if any(c.part for c in cases) else COLUMNS
-    _write_rows(Path(folder), columns, [_row(folder, c) for c in cases])
+    _write_rows(Path(folder), _columns(cases), [_row(folder, c) for c in cases])
+
+
+def _columns(cases: Sequence[Case]) -> tuple[str, ...]:
+    return (*COLUMNS, *(column for column in FURTHER if any(getattr(c, column) for c in cases)))
 
 
 def _row(folder: str | Path, case: Case) -> dict[str, str]:
-    image, mask = (Path(os.path.relpath(path, folder)) for path in (case.image, case.mask))
-    if ".." in image.parts + mask.parts:
-        raise ScanError(f"{case.name}: found {case.image} and {case.mask}, expected paths inside {folder}; "
+    inside = {path: Path(os.path.relpath(path, folder)) for path in case.files}
+    if outside := [str(path) for path, relative in inside.items() if ".." in relative.parts]:
+        raise ScanError(f"{case.name}: found {' and '.join(outside)}, expected paths inside {folder}; "
                         "move the files there")
-    values = (case.source, case.case, case.patient, case.modality, image.as_posix(), mask.as_posix(), case.mask_extent,
-              " ".join(case.levels), case.flaw, case.part)
-    return dict(zip((*COLUMNS, PART), values, strict=True))
+    image, mask, points = (inside[p].as_posix() if p else "" for p in (case.image, case.mask, case.points))
+    values = (case.source, case.case, case.patient, case.modality, image, mask, case.mask_extent,
+              " ".join(case.levels), case.flaw, case.part, points)
+    return dict(zip((*COLUMNS, *FURTHER), values, strict=True))
 
 
 def _write_rows(folder: Path, columns: Sequence[str], rows: Iterable[dict[str, str]]) -> None:
@@ -139,11 +149,13 @@ def _write_rows(folder: Path, columns: Sequence[str], rows: Iterable[dict[str, s
 
 
 def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
-    get = {column: (row.get(column) or "").strip() for column in (*COLUMNS, PART)}
+    get = {column: (row.get(column) or "").strip() for column in (*COLUMNS, *FURTHER)}
     for column in REQUIRED:
         if not get[column]:
             raise ScanError(f"{manifest}, line {line}: {column} is empty, expected a value; fill it in")
-    for column in ("image", "mask"):
+    if not get["mask"] and not get[POINTS]:
+        raise ScanError(f"{manifest}, line {line}: mask and points are empty, expected one of them; fill it in")
+    for column in ("image", "mask", POINTS):
         path = Path(get[column])
         if path.is_absolute() or ".." in path.parts:
             raise ScanError(f"{manifest}, line {line}: {column} is {path}, expected a path inside the folder; "
@@ -157,8 +169,9 @@ def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
     if get[PART] not in (*PARTS, ""):
         raise ScanError(f"{manifest}, line {line}: {PART} is {get[PART]}, expected {', '.join(PARTS)} or nothing; "
                         "correct it")
-    return Case(get["source"], get["case"], get["patient"], modality, manifest.parent / get["image"],
-                manifest.parent / get["mask"], get["mask_extent"], tuple(get["levels"].split()), get["flaw"], get[PART])
+    image, mask, points = (manifest.parent / get[c] if get[c] else None for c in ("image", "mask", POINTS))
+    return Case(get["source"], get["case"], get["patient"], modality, image, mask, get["mask_extent"],
+                tuple(get["levels"].split()), get["flaw"], get[PART], points)
 
 
 def _refuse_duplicates(manifest: Path, cases: Sequence[Case]) -> None:

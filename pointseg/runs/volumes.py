@@ -1,8 +1,8 @@
 """Prepared scans in files: made once, and read slice by slice, so that memory holds what is in use.
 
-A scan is a NAME.npy with image and mask, (2, z, y, x) uint8, and a NAME.json that says what else is known and has the
-checksum of the first; it is written last, so a scan is there as a whole or not at all, and any number of processes can
-share a folder of them.  To all that uses a scan it is a `Prepared` like any other.
+A scan is a NAME.npy with image and, where it has one, mask, (1 or 2, z, y, x) uint8, and a NAME.json that says what
+else is known and has the checksum of the first; it is written last, so a scan is there as a whole or not at all, and
+any number of processes can share a folder of them.  To all that uses a scan it is a `Prepared` like any other.
 """
 
 import hashlib
@@ -19,24 +19,26 @@ from pointseg.preprocess import Prepared
 from pointseg.runs.identity import identity_of
 from pointseg.scans.files import Damaged, hash_of, whole_file, write_json
 from pointseg.scans.reading import data_files
-from pointseg.volume import ScanError
+from pointseg.volume import Clicks, ScanError
 
+CLICKS = {"places": np.int32, "values": np.uint8, "seconds": float, "stands_for_mm3": float}
 OPEN_MAX = 16  # files that are mapped at a time: each takes a file descriptor, of which macOS gives a process 256
 
 
 class ScanInFile(Prepared):
     """A prepared scan whose arrays, read-only, are mapped from its file when they are asked for."""
 
-    def __init__(self, path: Path, spacing_mm: tuple[float, float, float], name: str, modality: str):
-        vars(self).update(path=path, spacing_mm=spacing_mm, name=name, modality=modality)
+    def __init__(self, path: Path, spacing_mm: tuple[float, float, float], name: str, modality: str,
+                 clicks: Clicks | None):
+        vars(self).update(path=path, spacing_mm=spacing_mm, name=name, modality=modality, clicks=clicks)
 
     @property
     def image(self) -> np.ndarray:
         return self._arrays()[0]
 
     @property
-    def mask(self) -> np.ndarray:
-        return self._arrays()[1]
+    def mask(self) -> np.ndarray | None:
+        return self._arrays()[1] if len(self._arrays()) > 1 else None
 
     def _arrays(self) -> np.ndarray:
         try:
@@ -63,16 +65,18 @@ def kept_scan(path: Path, make: Callable[[], Prepared], name: str = "") -> ScanI
             print(f"{path}: is damaged ({error}) and made again")
     scan = make()
     with whole_file(path) as part:
-        np.save(part, np.stack([scan.image, scan.mask]))
-    write_json(path.with_suffix(".json"), {"spacing_mm": scan.spacing_mm, "name": scan.name,
-                                           "modality": scan.modality, "sha256": hash_of(path)})
-    return ScanInFile(path, scan.spacing_mm, name or scan.name, scan.modality)
+        np.save(part, np.stack([scan.image] if scan.mask is None else [scan.image, scan.mask]))
+    write_json(path.with_suffix(".json"), {
+        "spacing_mm": scan.spacing_mm, "name": scan.name, "modality": scan.modality, "sha256": hash_of(path),
+        "clicks": scan.clicks and vars(scan.clicks)})
+    return ScanInFile(path, scan.spacing_mm, name or scan.name, scan.modality, scan.clicks)
 
 
 def _read(path: Path, name: str) -> ScanInFile:
     try:
         about = json.loads(path.with_suffix(".json").read_text())
-        scan = ScanInFile(path, tuple(about["spacing_mm"]), name or about["name"], about["modality"])
+        clicks = about["clicks"] and Clicks(*(np.array(about["clicks"][name], dtype) for name, dtype in CLICKS.items()))
+        scan = ScanInFile(path, tuple(about["spacing_mm"]), name or about["name"], about["modality"], clicks)
         if hash_of(path) != about["sha256"]:
             raise Damaged("its checksum is wrong")
         return scan
@@ -99,10 +103,10 @@ def key_of(case: Case, grid_mm: float) -> str:
 
 
 def hash_of_case(case: Case) -> str:
-    """Of the bytes of a case's image and mask, whatever the files are called."""
+    """Of the bytes of a case's image, mask and clicks, whatever the files are called."""
     digest = hashlib.sha256()
-    for path in (case.image, case.mask):
-        for part in data_files(path):
+    for path in (case.image, case.mask, case.points):
+        for part in data_files(path) if path else ():
             now = part.stat()
             digest.update(_hash_while(part, now.st_size, now.st_mtime_ns).encode())
         digest.update(b"|")

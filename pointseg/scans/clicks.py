@@ -1,6 +1,7 @@
 """Clicks of an expert on disk <-> labelled voxels of a scan, by physical position.
 
-    .csv            level, x_mm, y_mm, z_mm in patient space (LPS); slice and seconds where known: our own
+    .csv            level, x_mm, y_mm, z_mm in patient space (LPS); slice and seconds where known; stands_for_mm3 of
+                    places that chance has chosen: our own
     .csv            index, axis-0, axis-1, axis-2 and level or label: napari's, voxels of the array as stored (z, y, x)
     .mrk.json .fcsv 3D Slicer's markups, LPS or RAS as the file says
     .json           VerSe's centroids, voxels in the axes that the file names
@@ -21,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from pointseg.scans.files import first_line, whole_file, write_json
-from pointseg.volume import BACKGROUND, CLASSES, Geometry, ScanError
+from pointseg.volume import BACKGROUND, CLASSES, Clicks, Geometry, ScanError
 
-COLUMNS = ("level", "x_mm", "y_mm", "z_mm", "slice", "seconds")
+COLUMNS = ("level", "x_mm", "y_mm", "z_mm", "slice", "seconds", "stands_for_mm3")
 NAPARI = ("axis-0", "axis-1", "axis-2")
 WRITTEN = (".csv", ".mrk.json", ".fcsv", ".json")
 EXPECTED_LEVEL = "L1..L5, VerSe's 20..24, or bg"
@@ -34,16 +35,6 @@ OPPOSITE = dict(zip("LRPAIS", "RLAPSI", strict=True))
 
 
 @dataclass(frozen=True)
-class Clicks:
-    """Labelled voxels of a scan, on its own canonical grid."""
-
-    places: np.ndarray  # (N, 3) int32, z y x
-    values: np.ndarray  # (N,) uint8, 0..5
-    seconds: np.ndarray  # (N,) what each took the expert, nan where not known
-    doubts: tuple[str, ...] = ()  # what looks wrong, but may be right
-
-
-@dataclass(frozen=True)
 class _Point:
     """One row of a file: a class, and a place in patient space (LPS, mm) or as a stored index (x, y, z)."""
 
@@ -51,10 +42,12 @@ class _Point:
     value: int
     place: tuple[float, float, float]
     seconds: float = math.nan
+    stands_for_mm3: float = math.nan
 
 
-def read_clicks(path: str | Path, geometry: Geometry) -> Clicks:
-    """The clicks in a file, as voxels of the scan with this geometry, the nearest to each.
+def read_clicks(path: str | Path, geometry: Geometry) -> tuple[Clicks, list[str]]:
+    """The clicks in a file, as voxels of the scan with this geometry, the nearest to each; and what looks wrong in it,
+    but may be right.
 
     An unknown level, a place outside the scan or two classes on one voxel are refused: nothing is moved to fit.
     """
@@ -78,7 +71,7 @@ def read_clicks(path: str | Path, geometry: Geometry) -> Clicks:
     index = geometry.to_index(places) if in_mm else places
     _refuse_outside(path, points, index, places if in_mm else None, geometry)
     stored = np.clip(np.rint(index), 0, np.array(geometry.size) - 1).astype(np.int64)
-    return _without_twins(path, points, canonical_of(stored, geometry), geometry)
+    return _without_twins(path, points, canonical_of(stored, geometry))
 
 
 def canonical_of(stored_xyz: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -99,13 +92,12 @@ def stored_of(places: np.ndarray, geometry: Geometry) -> np.ndarray:
     return turned[:, np.argsort(order)][:, ::-1]
 
 
-def write_clicks(path: str | Path, places: np.ndarray, values: np.ndarray, geometry: Geometry,
-                 seconds: Sequence[float] = ()) -> None:
-    """Write labelled voxels (N, 3), z y x on the canonical grid, in the format that the name ends in.
+def write_clicks(path: str | Path, clicks: Clicks, geometry: Geometry) -> None:
+    """Write clicks in the format that the name ends in, whole or not at all.   `read_clicks` finds the same voxels.
 
-    The file appears whole or not at all.  `read_clicks` finds the same voxels in it.
+    Seconds, and what places stand for, are kept in our own format alone.
     """
-    path, stored = Path(path), stored_of(places, geometry)
+    path, stored, values = Path(path), stored_of(clicks.places, geometry), clicks.values
     mm, names = geometry.to_mm(stored), ["bg" if v == BACKGROUND else CLASSES[v] for v in values]
     if path.name.lower().endswith(".mrk.json"):
         labels = [f"{name}-{names[:i].count(name) + 1}" for i, name in enumerate(names)]
@@ -126,9 +118,9 @@ def write_clicks(path: str | Path, places: np.ndarray, values: np.ndarray, geome
         _write_csv(path, rows, "# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n"
                    "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n")
     elif path.suffix.lower() == ".csv":
-        took = ["" if math.isnan(s) else f"{s:.1f}" for s in seconds] or [""] * len(names)
-        _write_csv(path, [COLUMNS, *((name, *(f"{c:.4f}" for c in place), int(x), s) for name, place, x, s in
-                                     zip(names, mm, places[:, 2], took, strict=True))])
+        known = [["" if math.isnan(x) else f"{x:.6g}" for x in of] for of in (clicks.seconds, clicks.stands_for_mm3)]
+        _write_csv(path, [COLUMNS, *((name, *(f"{c:.4f}" for c in place), int(x), *further) for name, place, x, *further
+                                     in zip(names, mm, clicks.places[:, 2], *known, strict=True))])
     else:
         raise ScanError(f"{path}: cannot be written in this format, expected a name that ends in "
                         f"{', '.join(WRITTEN)}; choose one of these")
@@ -156,12 +148,14 @@ def class_of(text: str) -> int | None:
     return None
 
 
-def _point(path: Path, row: str, level: str, place: Sequence[object], seconds: str = "") -> _Point:
+def _point(path: Path, row: str, level: str, place: Sequence[object], *further: str) -> _Point:
     value = class_of(level)
     if value is None:
         raise ScanError(f"{path}, {row}: found level {level!r}, expected {EXPECTED_LEVEL}")
-    return _Point(row, value, tuple(_number(path, row, c) for c in place),
-                  _number(path, row, seconds) if seconds else math.nan)
+    known = [_number(path, row, text) if text else math.nan for text in further]
+    if any(x < 0 for x in known):
+        raise ScanError(f"{path}, {row}: found {min(known):g}, expected no negative seconds or mm3")
+    return _Point(row, value, tuple(_number(path, row, c) for c in place), *known)
 
 
 def _number(path: Path, row: str, text: object) -> float:
@@ -201,7 +195,8 @@ def _from_csv(path: Path, text: str) -> tuple[list[_Point], bool]:
             raise ScanError(f"{path}, {row}: found {len(cells)} values, expected {len(header)}, one for each column")
         get = dict(zip(header, cells, strict=True))
         place = [get[name] for name in (COLUMNS[1:4] if ours else NAPARI[::-1])]
-        points.append(_point(path, row, get["level" if ours else level], place, get.get("seconds", "")))
+        points.append(_point(path, row, get["level" if ours else level], place, get.get("seconds", ""),
+                             get.get("stands_for_mm3", "")))
     return points, ours
 
 
@@ -293,8 +288,8 @@ def _refuse_outside(path: Path, points: Sequence[_Point], index: np.ndarray, mm:
                     f"{len(out)} of {len(points)} outside the scan, expected all inside its {geometry}; {hint}")
 
 
-def _without_twins(path: Path, points: Sequence[_Point], places: np.ndarray, geometry: Geometry) -> Clicks:
-    """Two classes on one voxel are refused; the same twice is one, and named."""
+def _without_twins(path: Path, points: Sequence[_Point], places: np.ndarray) -> tuple[Clicks, list[str]]:
+    """Two classes on one voxel are refused; the same click twice is one, and named."""
     seen: dict[tuple[int, ...], _Point] = {}
     kept, doubts = [], []
     for i, (point, place) in enumerate(zip(points, map(tuple, places.tolist()), strict=True)):
@@ -302,14 +297,16 @@ def _without_twins(path: Path, points: Sequence[_Point], places: np.ndarray, geo
             if other.value != point.value:
                 raise ScanError(f"{path}, {point.row}: found {CLASSES[point.value]} on the voxel that {other.row} "
                                 f"calls {CLASSES[other.value]}, expected one of them; remove the other")
-            doubts.append(f"{path}, {point.row}: the same click as {other.row}, taken once")
-            continue
+            if math.isnan(point.stands_for_mm3):  # chance may choose a place twice
+                doubts.append(f"{path}, {point.row}: the same click as {other.row}, taken once")
+                continue
         seen[place] = point
         kept.append(i)
-    values = np.array([points[i].value for i in kept], np.uint8)
-    places, seconds = places[kept].astype(np.int32), np.array([points[i].seconds for i in kept])
-    doubts += [f"{path}, {points[kept[i]].row}: {why}" for i, why in out_of_order(places, values)]
-    return Clicks(places, values, seconds, tuple(doubts))
+    of_kept = [points[i] for i in kept]
+    clicks = Clicks(places[kept].astype(np.int32), np.array([p.value for p in of_kept], np.uint8),
+                    np.array([p.seconds for p in of_kept]), np.array([p.stands_for_mm3 for p in of_kept]))
+    doubts += [f"{path}, {of_kept[i].row}: {why}" for i, why in out_of_order(clicks.places, clicks.values)]
+    return clicks, doubts
 
 
 def out_of_order(places: np.ndarray, values: np.ndarray) -> Iterator[tuple[int, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from pointseg.scans.clicks import read_clicks
 from pointseg.scans.files import write_image
 from pointseg.scans.reading import read_image
 from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Geometry, ScanError, Volume
@@ -31,13 +32,15 @@ def geometry_of(image: sitk.Image) -> Geometry:
 
 
 def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, name: str | None = None,
-                modality: str = "", scheme: str = "verse", series: str = "") -> Volume:
+                modality: str = "", scheme: str = "verse", series: str = "",
+                clicks_path: str | Path | None = None) -> Volume:
     """Read a scan (NIfTI, MHA/MHD, NRRD, multi-frame DICOM, or a DICOM folder) and its mask onto the canonical axes.
 
     scheme: what the mask's values mean, "verse" (0..28, L1..L5 = 20..24) or "classes" (0..5); those of dataset folders
     are "dataset" (VerSe's and 255, unlabelled) and "vertebra" (0 and 99, a vertebra of unknown level, which becomes 1).
     It is not guessed, because a VerSe mask of the neck holds 1..5 too.  A mask on another grid is resampled (nearest
     neighbour) by physical position, provided that it lies within the scan.  series: see `reading.read_image`.
+    clicks_path: an expert's clicks, see `clicks.read_clicks`.
     """
     image_path = Path(image_path)
     stored = read_image(image_path, series)
@@ -50,8 +53,9 @@ def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, 
     image, notes = _intensities(to_canonical(stored.image, geometry), image_path)
     if name is None:
         name = stem(image_path) if image_path.is_file() else image_path.resolve().name
+    clicks, doubts = read_clicks(clicks_path, geometry) if clicks_path else (None, ())
     return Volume(image, mask, geometry.spacing_mm, name, modality or stored.modality, geometry,
-                  (*stored.notes, *notes))
+                  (*stored.notes, *notes, *doubts), clicks)
 
 
 def stem(path: Path) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from pointseg.scans.clicks import canonical_of, class_of, out_of_order, read_clicks, stored_of, write_clicks
 from pointseg.scans.volumes import turned
-from pointseg.volume import BACKGROUND, Geometry, ScanError
+from pointseg.volume import BACKGROUND, Clicks, Geometry, ScanError
 
 SUFFIXES = (".csv", ".mrk.json", ".fcsv", ".json")
 SIZE = (9, 7, 11)
@@ -40,10 +40,12 @@ def test_the_same_voxels_through_every_format_in_every_orientation(tmp_path, suf
     for geometry in geometries():
         places, values = clicks(geometry, rng, background=suffix != ".json")
         path = tmp_path / f"clicks{suffix}"
-        write_clicks(path, places, values, geometry, np.full(len(values), 2.5))
-        read = read_clicks(path, geometry)
+        took = np.full(len(values), 2.5)
+        write_clicks(path, Clicks(places, values, took, took / 5), geometry)
+        read, _ = read_clicks(path, geometry)
         assert np.array_equal(read.places, places) and np.array_equal(read.values, values)
         assert np.isnan(read.seconds).all() if suffix != ".csv" else (read.seconds == 2.5).all()
+        assert np.array_equal(read.stands_for_mm3, read.seconds / 5, equal_nan=True)
 
 
 def test_canonical_places_are_those_of_the_array():
@@ -63,7 +65,7 @@ MM = "110.0,220.0,-30.0"  # the voxel 5, 10, 10
 def test_napari_counts_voxels_of_the_stored_array(tmp_path):
     path = tmp_path / "napari.csv"
     path.write_text("index,axis-0,axis-1,axis-2,level\n0,3.2,10.0,5.0,L1\n1,1.0,2.0,3.0,bg\n")
-    read = read_clicks(path, GEOMETRY)
+    read, _ = read_clicks(path, GEOMETRY)
     assert canonical_of(np.array([[5, 10, 3], [3, 2, 1]]), GEOMETRY).tolist() == read.places.tolist()
     assert read.values.tolist() == [1, 0]
 
@@ -83,7 +85,7 @@ def test_slicer_in_ras_is_the_same_place_as_in_lps(tmp_path):
                        ("g.csv", f"level,x_mm,y_mm,z_mm\r\nl3,{MM}\r\n"),
                        ("h.csv", f"\ufefflevel,x_mm,y_mm,z_mm\n22,{MM}")):
         (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-        read = read_clicks(tmp_path / name, GEOMETRY)
+        read, _ = read_clicks(tmp_path / name, GEOMETRY)
         found.append((read.places.tolist(), read.values.tolist()))
     assert found[0][1] == [3] and all(f == found[0] for f in found)
 
@@ -139,6 +141,7 @@ MALFORMED = [  # name, text, what the message says beside the file
     ("a.csv", HEAD + f"L1,{MM}\nL1,-110,-220,-30\n", "line 3: found a click at -110, -220, -30 mm, 1 of 2 outside"),
     ("a.csv", HEAD + "L1,-110,-220,-30\n", "all lie inside, so they may be RAS where LPS is expected"),
     ("a.csv", "level,x_mm,y_mm,z_mm,seconds\nL1,110,220,-30,soon\n", "line 2: found 'soon', expected a number"),
+    ("a.csv", "level,x_mm,y_mm,z_mm,seconds\nL1,110,220,-30,-1\n", "line 2: found -1, expected no negative seconds"),
     ("a.csv", HEAD + f'"L1,{MM}\n', "line 2: found unexpected end of data, expected commas"),
     ("a.csv", "index,axis-0,axis-1,axis-2\n0,1,2,3\n", "line 1: found columns index, axis-0, axis-1, axis-2, expected"),
     ("a.csv", "index,axis-0,axis-1,level\n0,1,2,L1\n", "line 1: found columns index, axis-0, axis-1, level, expected"),
@@ -190,15 +193,16 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 def test_twice_the_same_click_is_one_and_named(tmp_path):
     (tmp_path / "a.csv").write_text(HEAD + f"L1,{MM}\nL1,{MM}\n")
-    read = read_clicks(tmp_path / "a.csv", GEOMETRY)
-    assert len(read.values) == 1 and "line 3: the same click as line 2" in read.doubts[0]
+    read, doubts = read_clicks(tmp_path / "a.csv", GEOMETRY)
+    assert len(read.values) == 1 and "line 3: the same click as line 2" in doubts[0]
 
 
 def test_ten_thousand_clicks(tmp_path):
     geometry = Geometry((60, 60, 60), (1.0,) * 3, (0.0,) * 3, (1, 0, 0, 0, 1, 0, 0, 0, 1))
     places, values = clicks(geometry, np.random.default_rng(0), 10_000)
-    write_clicks(tmp_path / "a.csv", places, values, geometry)
-    assert np.array_equal(read_clicks(tmp_path / "a.csv", geometry).places, places)
+    unknown = np.full(len(values), np.nan)
+    write_clicks(tmp_path / "a.csv", Clicks(places, values, unknown, unknown), geometry)
+    assert np.array_equal(read_clicks(tmp_path / "a.csv", geometry)[0].places, places)
 
 
 def test_a_level_far_out_of_order_is_a_doubt_and_a_bent_spine_is_none():

@@ -1,0 +1,114 @@
+"""Clicks from a dataset folder to a training: on a prepared grid, in files of prepared scans, with masks and without."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny import tiny_scan
+
+from pointseg.datasets.manifest import Case, read_manifest, write_manifest
+from pointseg.estimate import estimated_confusion, stands_for
+from pointseg.points import draw_clicks, draw_labels, draw_points
+from pointseg.preprocess import Scans, moved, prepare
+from pointseg.runs.volumes import kept_scan
+from pointseg.scans.clicks import write_clicks
+from pointseg.scans.volumes import write_volume
+from pointseg.slices import Augmentation, SliceDataset
+from pointseg.volume import Clicks, Geometry, ScanError, Volume
+
+SHAPE, SPACING = (24, 20, 16), (1.0, 1.5, 4.0)
+
+
+def volume(seed: int = 0) -> Volume:
+    rng, mask = np.random.default_rng(seed), np.zeros(SHAPE, np.uint8)
+    for k in range(1, 6):
+        mask[4 * k - 1 : 4 * k + 2, 5:14, 3:13] = k
+    image = (mask * 30 + rng.integers(0, 40, SHAPE)).astype(np.int16)
+    return Volume(image, mask, SPACING, f"mine/{seed}", "MR", Geometry.canonical(SHAPE, SPACING))
+
+
+def clicks(*rows, stands_for=np.nan) -> Clicks:
+    places, values = np.array([r[:3] for r in rows], np.int32), np.array([r[3] for r in rows], np.uint8)
+    return Clicks(places, values, np.full(len(rows), np.nan), np.full(len(rows), stands_for))
+
+
+def folder_of(tmp_path, volumes, with_masks=False, suffix=".csv"):
+    cases = []
+    for v in volumes:
+        name = v.name.split("/")[1]
+        image, mask, points = (tmp_path / f"{name}{end}" for end in ("_img.nii.gz", "_vert.nii.gz", suffix))
+        write_volume(image, v, mask if with_masks else None)
+        write_clicks(points, v.clicks, v.geometry)
+        cases.append(Case("mine", name, name, "MR", image, mask if with_masks else None, points=points))
+    write_manifest(tmp_path, cases)
+    return read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".mrk.json", ".fcsv"])
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_a_folder_of_points_trains_bit_for_bit_as_points_drawn_on_the_own_grid(tmp_path, suffix, with_masks):
+    drawn = [replace(v, clicks=draw_clicks(v.mask, np.random.default_rng(7))) for v in map(volume, range(2))]
+    there = draw_points([prepare(v, 2.0) for v in drawn], 0)
+    read = draw_points([prepare(case.read(), 2.0) for case in folder_of(tmp_path, drawn, with_masks, suffix)], 0)
+    for a, b in zip(there, read, strict=True):
+        assert np.array_equal(a.places, b.places) and np.array_equal(a.values, b.values)
+        assert np.array_equal(a.image, b.image)
+    for axis in ("transverse", "coronal", "sagittal"):
+        one, other = (SliceDataset(s, axis, 6, 32, Augmentation(shift_px=1, rotation_deg=5), 0) for s in (there, read))
+        assert len(one) == len(other)
+        assert all((x == y).all() for i in range(len(one)) for x, y in zip(one[i], other[i], strict=True))
+
+
+def test_moved_clicks_lie_where_they_were_and_disputed_voxels_are_left_out():
+    two = clicks((0, 0, 0, 1), (1, 1, 1, 1), (3, 3, 3, 2), (2, 2, 2, 0), (7, 7, 7, 5))
+    assert moved(two, (8, 8, 8), (8, 8, 8)).places.tolist() == two.places.tolist()
+    finer = moved(two, (8, 8, 8), (16, 16, 16))
+    assert finer.places.tolist() == (2 * two.places + 1).tolist()
+    coarse = moved(two, (8, 8, 8), (4, 4, 4))
+    assert coarse.places.tolist() == [[0, 0, 0], [3, 3, 3]] and coarse.values.tolist() == [1, 5]
+    by_chance = replace(two, stands_for_mm3=np.ones(5))
+    assert len(moved(by_chance, (8, 8, 8), (4, 4, 4)).values) == 5
+
+
+def test_a_scan_in_a_file_keeps_its_clicks_with_and_without_a_mask(tmp_path):
+    for number, v in enumerate((volume(), replace(volume(), mask=None))):
+        scan = prepare(replace(v, clicks=draw_clicks(volume().mask, np.random.default_rng(1))), 2.0)
+        path = tmp_path / f"{number}.npy"
+        for kept in (kept_scan(path, lambda scan=scan: scan), kept_scan(path, lambda: pytest.fail("made again"))):
+            assert (kept.mask is None) == (v.mask is None) and np.array_equal(kept.image, scan.image)
+            for a, b in zip(vars(kept.clicks).values(), vars(scan.clicks).values(), strict=True):
+                assert np.array_equal(a, b, equal_nan=True) and a.dtype == b.dtype
+
+
+def test_clicks_teach_and_never_choose():
+    v = replace(volume(), clicks=clicks((4, 8, 8, 1), (0, 0, 0, 0)))
+    with_mask, without = prepare(v, 2.0), prepare(replace(v, mask=None), 2.0)
+    labelled = draw_labels(Scans([with_mask, without], [with_mask]), "points", 0)
+    assert [len(p.values) for p in labelled.train] == [2, 2]
+    assert len(labelled.validation[0].values) > 100  # drawn from the mask, not clicked
+    with pytest.raises(ScanError, match="mine/0: found neither a mask nor classes of places that chance has chosen"):
+        draw_labels(Scans([with_mask], [without]), "points", 0)
+    with pytest.raises(ScanError, match="mine/0: found no mask, expected one for labels 'slices'"):
+        draw_labels(Scans([without], [with_mask]), "slices", 0)
+    nothing = prepare(replace(v, mask=None, clicks=None), 2.0)
+    with pytest.raises(ScanError, match="found neither a mask nor clicks"):
+        draw_labels(Scans([nothing], [with_mask]), "points", 0)
+
+
+def test_places_that_chance_has_chosen_tell_the_confusion_matrix_without_bias():
+    """Of many draws the mean is the true matrix, whatever share of places lies near a vertebra."""
+    scan, rng = tiny_scan(), np.random.default_rng(0)
+    prediction = np.roll(scan.mask, 3, 0)
+    near = (np.roll(scan.mask, 5, 1) != 0).ravel() | (scan.mask != 0).ravel()
+    density = 0.7 * near / near.sum() + 0.3 / near.size
+    truth = estimated_confusion(scan, prediction, 6)
+    estimates = []
+    for _ in range(300):
+        flat = rng.choice(near.size, 200, p=density)
+        places = np.stack(np.unravel_index(flat, scan.shape), 1).astype(np.int32)
+        drawn = Clicks(places, scan.mask.ravel()[flat], np.full(200, np.nan), 1 / (200 * density[flat]))
+        points = draw_points([replace(scan, clicks=drawn, mask=None)], 0, to_choose=True)[0]
+        assert np.array_equal(stands_for(points), drawn.stands_for_mm3)  # voxels of 1 mm3
+        estimates.append(estimated_confusion(points, prediction, 6))
+    mean, error = np.mean(estimates, 0), np.std(estimates, 0) / np.sqrt(300)
+    assert (abs(mean - truth) <= 4 * error + 1e-9).all() and min(truth[1, 1], truth[0, 1], truth[1, 0]) > 0
