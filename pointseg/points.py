@@ -124,6 +124,11 @@ def _points_of(scan: Prepared, rng: np.random.Generator, to_choose: bool) -> Poi
     return Points.of(scan, sample_points(scan.mask, rng))
 
 
+def is_checked(scan: Prepared) -> bool:
+    """Whether a prediction of it can be scored: by a mask, or at places that chance has chosen."""
+    return scan.mask is not None or (scan.clicks is not None and np.isfinite(scan.clicks.stands_for_mm3).any())
+
+
 def draw_clicks(mask: np.ndarray, rng: np.random.Generator, **counts: int) -> Clicks:
     """`sample_points` as an expert would have clicked them, on a scan's own grid."""
     labels = sample_points(mask, rng, **counts)

@@ -44,15 +44,22 @@ def run(scans: Scans, profile: Profile, seed: int = 0, terms: Terms | None = Non
     """The result, from labels alone; beside it the reference, from all masks, and its rivals, from some.
 
     terms: of the weak models, where not the profile's.  labelled: training and validation scans with an expert's
-    labels, where not points drawn from their masks.  rivals: by name; where not given, as `draw_rivals`.
+    labels, where not points drawn from their masks.  rivals: by name; where not given, as `draw_rivals`.  Where some
+    of these scans have no mask there is neither reference nor rival.
     """
-    rivals = draw_rivals(scans, seed) if rivals is None else rivals
     labelled = labelled or draw_labels(scans, "points", seed)
     outcome = learn(labelled, [unlabelled(scan) for scan in scans.test], profile, seed, terms, keep, rounds)
-    for arm, known in ({"reference": scans} | rivals).items():
+    for arm, known in supervised(scans, seed, rivals).items():
         outcome.labelled[arm] = known
         train_three(outcome, arm, full_makes(arm, known, profile, seed), known.validation, keep)
     return outcome
+
+
+def supervised(scans: Scans, seed: int, rivals: dict[str, Scans] | None = None) -> dict[str, Scans]:
+    """What learns from masks, by arm: the reference from all, its rivals from some; no arm where a scan has no mask."""
+    if any(scan.mask is None for scan in (*scans.train, *scans.validation)):
+        return {}
+    return {"reference": scans} | (draw_rivals(scans, seed) if rivals is None else rivals)
 
 
 def learn(labelled: Scans, others: Sequence[Prepared], profile: Profile, seed: int, terms: Terms | None = None,

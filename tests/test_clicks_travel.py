@@ -1,15 +1,20 @@
-"""Clicks from a dataset folder to a training: on a prepared grid, in files of prepared scans, with masks and without."""
+"""Clicks from a dataset folder to a training: on a prepared grid, in files of prepared scans, beside masks or alone."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import tiny_scan
+from tiny import TINY, tiny_scan
 
+from pointseg.commands import main as cli
 from pointseg.datasets.manifest import Case, read_manifest, write_manifest
+from pointseg.datasets.phantom import write_phantoms
+from pointseg.datasets.split import names_of, split_without_flaws
 from pointseg.estimate import estimated_confusion, stands_for
 from pointseg.points import draw_clicks, draw_labels, draw_points
 from pointseg.preprocess import Scans, moved, prepare
+from pointseg.profiles import PROFILES
 from pointseg.runs.volumes import kept_scan
 from pointseg.scans.clicks import write_clicks
 from pointseg.scans.volumes import write_volume
@@ -112,3 +117,67 @@ def test_places_that_chance_has_chosen_tell_the_confusion_matrix_without_bias():
         estimates.append(estimated_confusion(points, prediction, 6))
     mean, error = np.mean(estimates, 0), np.std(estimates, 0) / np.sqrt(300)
     assert (abs(mean - truth) <= 4 * error + 1e-9).all() and min(truth[1, 1], truth[0, 1], truth[1, 0]) > 0
+
+
+def by_chance(v: Volume, count: int, seed: int) -> Clicks:
+    """Classes of places, half of them drawn near the vertebrae."""
+    near = (v.mask != 0).ravel()
+    density, rng = 0.5 * near / near.sum() + 0.5 / near.size, np.random.default_rng(seed)
+    flat = rng.choice(near.size, count, p=density)
+    places = np.stack(np.unravel_index(flat, v.mask.shape), 1).astype(np.int32)
+    stands_for = np.prod(v.spacing_mm) / (count * density[flat])
+    return Clicks(places, v.mask.ravel()[flat], np.full(count, 3.0), stands_for)
+
+
+@pytest.fixture(scope="module")
+def without_masks(tmp_path_factory):
+    """A folder of synthetic scans: in training clicks, else places that chance has chosen; nowhere a mask."""
+    out = tmp_path_factory.mktemp("scans")
+    write_phantoms(out / "with", 6, 0, spacing_mm=4.0)
+    cases, split = [], split_without_flaws(read_manifest(out / "with"), 0)
+    for part, of_part in names_of(split).items():
+        for case in read_manifest(out / "with"):
+            if case.name in of_part:
+                v = case.read()
+                drawn = draw_clicks(v.mask, np.random.default_rng(1)) if part == "train" else by_chance(v, 400, 2)
+                image, points = (out / "without" / f"{case.case}{end}" for end in ("_img.nii.gz", ".csv"))
+                write_volume(image, v)
+                write_clicks(points, drawn, v.geometry)
+                cases.append(Case(case.source, case.case, case.patient, case.modality, image, None, points=points))
+    write_manifest(out / "without", cases)
+    return out
+
+
+def test_table1_without_any_mask(without_masks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PROFILES, "classroom", TINY)
+    arguments = ["--data", str(without_masks / "without"), "--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    assert cli.main(["table1", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "without full masks there is no reference" in said and "estimated from places that chance has chosen" in said
+    table = json.loads((tmp_path / "table1.json").read_text())
+    assert 0 <= table["result"] <= 1 and "reference" not in table and table["labelling_seconds"]["result"] > 0
+    low, high = table["estimated_intervals"]["result"]
+    assert low <= table["result"] <= high
+    model = str(tmp_path / "result.pt")
+    assert cli.main(["evaluate", model, "--data", str(without_masks / "without"), "--split", "test"]) == 0
+    estimated = capsys.readouterr().out
+    assert cli.main(["evaluate", model, "--data", str(without_masks / "with"), "--split", "test"]) == 0
+    assert "95 % interval" in estimated and "95 % interval" not in capsys.readouterr().out
+    assert cli.main(["table1", *arguments]) == 0  # again: nothing is trained twice, and the table is the same
+    assert json.loads((tmp_path / "table1.json").read_text())["result"] == table["result"]
+
+
+def test_clicks_alone_neither_choose_nor_score(without_masks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PROFILES, "classroom", TINY)
+    folder = without_masks / "without"
+    split = split_without_flaws(read_manifest(folder), 0)
+    v = read_manifest(without_masks / "with")[0].read()
+    for part in ("validation", "test"):
+        case, = (c for c in read_manifest(folder) if c.name == names_of(split)[part][0])
+        kept = case.points.read_bytes()
+        write_clicks(case.points, draw_clicks(v.mask, np.random.default_rng(0)), v.geometry)
+        status = cli.main(["table1", "--data", str(folder), "--out", str(tmp_path / part), "--cache",
+                           str(tmp_path / "cache")])
+        case.points.write_bytes(kept)
+        said = capsys.readouterr().err
+        assert status == 1 and said.count("\n") == 1 and "places that chance has" in said

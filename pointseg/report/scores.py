@@ -28,7 +28,7 @@ class Evaluation:
 
     def matrices(self, grid: str = "own") -> dict[str, np.ndarray]:
         """Confusion matrices (K, K) by case, on its "own" grid or the "prepared" one; none of centroids alone."""
-        return {name: np.array(case[grid], np.int64) for name, case in self.cases.items() if case[grid]}
+        return {name: np.array(case[grid]) for name, case in self.cases.items() if case[grid]}
 
     def pooled(self, grid: str = "own") -> np.ndarray:
         """Over all cases.   -> (K, K)"""
@@ -37,6 +37,25 @@ class Evaluation:
     @property
     def confusion(self) -> np.ndarray:
         return self.pooled()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % of Dice_wi, where cases without a mask were scored at places that chance has chosen: by drawing these
+        places again (bootstrap).  None where all have masks."""
+        k, rng = len(self.classes), np.random.default_rng(0)
+        estimated = [np.array(case["places"]) for case in self.cases.values() if case.get("places")]
+        if not estimated:
+            return None
+        counted = sum((np.array(c["own"]) for c in self.cases.values() if c["own"] and not c.get("places")),
+                      np.zeros((k, k)))
+        draws = []
+        for _ in range(500):
+            matrix = counted.copy()
+            for places in estimated:
+                truth, said, weight = places[rng.integers(len(places), size=len(places))].T
+                np.add.at(matrix, (truth.astype(int), said.astype(int)), weight)
+            draws.append(weighted_dice(matrix))
+        return tuple(np.quantile(draws, (0.025, 0.975)).tolist())
 
     @property
     def dice_wi(self) -> float:
@@ -57,7 +76,8 @@ class Evaluation:
 
 def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Callable[[Volume], Prepared],
              cases: Iterable[Case]) -> dict[str, Evaluation]:
-    """Compare class scores (K, z, y, x) on the prepared grid with the masks of the cases, read one at a time.
+    """Compare class scores (K, z, y, x) on the prepared grid with what is known of the cases, read one at a time: with
+    their masks, else at places that chance has chosen.
 
     scores_of: by name, what to score.  Scores are resampled to the scan's own grid, then the highest wins; for two
     classes L1..L5 count as one.  With more, it is also told how many vertebrae were identified, and of cases that know
@@ -69,15 +89,19 @@ def evaluate(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Ca
 def score_case(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: Callable[[Volume], Prepared],
                case: Case) -> dict[str, dict]:
     """`evaluate` of one case, as JSON holds it.   -> by name "classes", "own" and "prepared" confusion matrices, and
-    "found_mm" by level: how far off a vertebra was found, None where it was not identified."""
+    "found_mm" by level: how far off a vertebra was found, None where it was not identified.  Without a mask "places"
+    has the class, the answer and the weight in voxels of each place that chance has chosen."""
     volume, results = case.read(), {}
     scan = prepare(volume)
     for name, function in scores_of.items():
         scores = function(scan)
         k = len(scores)
-        own = resample_argmax(scores, volume.mask.shape)
+        own = resample_argmax(scores, volume.image.shape)
         result = results[name] = {"classes": CLASSES if k > 2 else VERTEBRA_CLASSES, "own": [], "prepared": [],
                                   "found_mm": {}}
+        if volume.mask is None:
+            result |= _at_places(volume, own, k)
+            continue
         if case.mask_extent != CENTROIDS:
             prepared = resample_argmax(scores, scan.mask.shape)
             result["own"] = confusion_matrix(known_truth(volume.mask, k), own, k).tolist()
@@ -86,6 +110,18 @@ def score_case(scores_of: dict[str, Callable[[Prepared], np.ndarray]], prepare: 
             centres = [centres_mm(labels, volume.spacing_mm) for labels in (volume.mask, own)]
             result["found_mm"] = {CLASSES[level]: number(mm) for level, mm in identified(*centres).items()}
     return results
+
+
+def _at_places(volume: Volume, labels: np.ndarray, k: int) -> dict[str, list]:
+    known = volume.clicks.chosen(by_chance=True) if volume.clicks else None
+    if known is None or not len(known.values):
+        raise ScanError(f"{volume.name}: found neither a mask nor places that chance has chosen, expected one of them "
+                        "to score by, since clicks of one's own choice flatter a model; --split test leaves out what trained it")
+    truth, said = known_truth(known.values, k), labels[tuple(known.places.T)]
+    weights, matrix = known.stands_for_mm3 / np.prod(volume.spacing_mm), np.zeros((k, k))
+    np.add.at(matrix, (truth, said), weights)
+    return {"own": matrix.tolist(), "prepared": matrix.tolist(),
+            "places": np.stack([truth, said, weights], 1).tolist()}
 
 
 def pooled(of_cases: dict[str, dict[str, dict]]) -> dict[str, Evaluation]:
@@ -119,6 +155,7 @@ def summary(evaluation: Evaluation) -> dict:
     distances = [mm for of_case in found_mm.values() for mm in of_case.values()]
     return {
         "dice_wi": number(evaluation.dice_wi), "dice_wi_prepared": number(evaluation.dice_wi_prepared),
+        "estimated_interval": evaluation.interval,
         "per_class": {name: {"precision": number(scores.precision[k]), "recall": number(scores.recall[k]),
                              "dice": number(scores.dice[k]), "iou": number(scores.iou[k]),
                              "voxels": int(scores.voxels[k])} for k, name in enumerate(evaluation.classes)},
@@ -145,8 +182,11 @@ def text_of(summary: dict) -> str:
         return f"{told}, {len(summary['cases'])} scans with centroids alone"
     columns = {"precision": "precision", "recall": "recall", "dice": "Dice", "iou": "IoU"}
     lines = [f"Dice_wi {_shown(summary['dice_wi'])} in the scans' own geometry, {_shown(summary['dice_wi_prepared'])} "
-             f"on the prepared grid, {len(summary['per_case'])} scans", "",
-             f"{'':<12}" + "".join(f"{title:>10}" for title in columns.values())]
+             f"on the prepared grid, {len(summary['per_case'])} scans"]
+    if between := summary["estimated_interval"]:
+        lines.append("estimated, where scans have no mask, from places that chance has chosen: 95 % interval "
+                     f"{between[0]:.3f} to {between[1]:.3f}")
+    lines += ["", f"{'':<12}" + "".join(f"{title:>10}" for title in columns.values())]
     lines += [f"{name:<12}" + "".join(f"{_shown(row[key]):>10}" for key in columns)
               for name, row in summary["per_class"].items()]
     if summary["absent_classes"]:
@@ -158,7 +198,7 @@ def text_of(summary: dict) -> str:
         lines += ["", *(f"{name:<24}{_shown(score):>8}" for name, score in summary["per_case"].items())]
     lines += ["", "confusion matrix, voxels (rows truth, columns prediction)",
               " " * 12 + "".join(f"{name:>12}" for name in summary["per_class"])]
-    lines += [f"{name:<12}" + "".join(f"{n:>12}" for n in row)
+    lines += [f"{name:<12}" + "".join(f"{n:>12.0f}" for n in row)
               for name, row in zip(summary["per_class"], summary["confusion"], strict=True)]
     return "\n".join(lines)
 

@@ -57,8 +57,11 @@ class Table:
 
     @property
     def costs(self) -> dict[str, float]:
-        """Of each arm the time for all labels of training and validation scans, relative to full masks of the same."""
+        """Of each arm the time for all labels of training and validation scans, relative to full masks of the same;
+        nothing where some have none."""
         known = self.outcome.labelled
+        if "reference" not in known:
+            return {}
         return {arm: self.label_seconds(arm) / self.label_seconds("reference") for arm in known}
 
     def label_seconds(self, arm: str) -> float:
@@ -82,10 +85,10 @@ class Table:
     def stages(self) -> dict[str, np.ndarray]:
         """Labels (z, y, x) of the example at each stage of the procedure."""
         scan, models = self.example.scan, self.outcome.models
-        said = hard_predictions({name: models[name] for name in (*AXES, "result", "reference")}, scan)
-        return {"points": self.example.mask} | {axis: said[axis] for axis in AXES} | {
-            "pseudo mask": self.outcome.pseudo[scan.name].mask, "result": said["result"],
-            "reference": said["reference"], "truth": scan.mask}
+        said = hard_predictions({n: models[n] for n in (*AXES, "result", "reference") if n in models}, scan)
+        pseudo, truth = {"pseudo mask": self.outcome.pseudo[scan.name].mask}, {"truth": scan.mask}
+        return ({"points": self.example.mask} | {axis: said.pop(axis) for axis in AXES} | pseudo | said
+                | (truth if scan.mask is not None else {}))
 
     @property
     def ratio(self) -> float:
@@ -103,7 +106,10 @@ class Table:
             "ratio": number(self.ratio),
             "thesis_way": {"result": headline.get("result_sagittal"), "reference": headline.get("reference_sagittal"),
                            "ratio": number(self.ratio_of("result_sagittal", "reference_sagittal"))},
-            "labels": self.labels, "labelling_cost": self.costs["result"], "labelling_costs": self.costs,
+            "labels": self.labels, "labelling_cost": self.costs.get("result"), "labelling_costs": self.costs,
+            "labelling_seconds": {arm: self.label_seconds(arm) for arm in self.outcome.labelled},
+            "estimated_intervals": {name: of_row["estimated_interval"] for name, of_row in of_rows.items()
+                                    if of_row["estimated_interval"]},
             "label_seconds": asdict(self.labelling), "flips_at_seconds_a_mask": self.flips_at_s,
             "prepared": {name: of_row["dice_wi_prepared"] for name, of_row in of_rows.items()},
             "per_class": {name: of_row["per_class"] for name, of_row in of_rows.items()},
@@ -121,19 +127,25 @@ class Table:
         lines = [f"Dice_wi on {len(self.split['test'])} test scans: {self.data}, profile {self.profile}, "
                  f"terms {self.terms}, seed {self.seed}",
                  f"{'':<36}{'own grid':>10}{'prepared':>10}{'label time':>12}{'thesis':>10}"]
-        costs = self.costs
+        costs = self.costs or {"result": 0.0}
         for name, title in ROWS.items():
             if name not in self.scores:  # a notebook may leave out what it does not ask
                 continue
             e, thesis = self.scores[name], THESIS_TABLE.get(name)
-            cost = f"{costs[name]:.1%}" if name in costs else ""
+            cost = (f"{costs[name]:.1%}" if self.costs else f"{self.label_seconds(name) / 60:.0f} min") \
+                if name in costs else ""
             shown = "" if thesis is None else f"{thesis:.2f}" + ("*" if name in ON_VALIDATION else " ")
             lines.append(f"{title.format(labels=self.labels):<36}{e.dice_wi:>10.2f}{e.dice_wi_prepared:>10.2f}{cost:>12}"
                          f"{shown:>11}".rstrip())
-        lines += [f"{'result / reference':<36}{self.ratio:>10.0%}",
-                  f"{'the same, sagittal models alone':<36}"
-                  f"{self.ratio_of('result_sagittal', 'reference_sagittal'):>10.0%}{THESIS_RATIO:>32.0%}",
-                  "label time: all of training and validation scans, against full masks; *: on validation scans"]
+        if self.costs:
+            lines += [f"{'result / reference':<36}{self.ratio:>10.0%}",
+                      f"{'the same, sagittal models alone':<36}"
+                      f"{self.ratio_of('result_sagittal', 'reference_sagittal'):>10.0%}{THESIS_RATIO:>32.0%}"]
+        against = ", against full masks" if self.costs else "; without full masks there is no reference"
+        lines.append(f"label time: all of training and validation scans{against}; *: on validation scans")
+        if between := self.scores["result"].interval:
+            lines.append("estimated from places that chance has chosen, the result: {:.2f} to {:.2f} (95 %)".format(
+                *between))
         if (flip := self.flips_at_s) is not None:
             wins = self.scores["slices"].dice_wi >= self.scores["result"].dice_wi
             lines.append(f"with {self.labelling.mask:.0f} s a mask, " + (
@@ -142,7 +154,8 @@ class Table:
         how = "mean of the weak models" if self.outcome.smoothing is None else (
             "vote of the weak models, {} denoise and {} erosion iterations".format(*self.outcome.smoothing))
         lines.append(f"pseudo masks: {how}; {self.seconds / 60:.1f} minutes, peak memory {peak_rss_mb():.0f} MB")
-        if self.outcome.histories["reference_sagittal"].still_improving:
+        reference = self.outcome.histories.get("reference_sagittal")
+        if reference and reference.still_improving:
             lines.append("note: the reference still improved when its training ended: the ratio flatters the result")
         return "\n".join(lines)
 
@@ -198,7 +211,8 @@ def write_table(table: Table, out: Path) -> None:
     scan = table.example.scan
     plot.save(plot.stages(scan.image, table.stages, scan.spacing_mm, title=scan.name), out / "stages.png")
     shown = (*AXES, "result_sagittal", "reference_sagittal")
-    plot.save(plot.curves({name: table.outcome.histories[name] for name in shown}), out / "curves.png")
+    histories = table.outcome.histories
+    plot.save(plot.curves({name: histories[name] for name in shown if name in histories}), out / "curves.png")
     dice = {name: per_class(e.confusion).dice[1:].tolist() for name, e in table.scores.items() if len(e.classes) > 2}
     plot.save(plot.class_scores(dice), out / "per_class.png")
     plot.save(plot.confusion(table.scores["result"].confusion, CLASSES), out / "confusion.png")

@@ -11,10 +11,10 @@ from pointseg import procedure
 from pointseg.datasets.manifest import CENTROIDS, Case
 from pointseg.datasets.split import Split, names_of, prepare_split, split_without_flaws
 from pointseg.network import device, mixed_precision, set_mixed_precision
-from pointseg.points import BEARMAN, Seconds, draw_labels, draw_points, draw_rivals
+from pointseg.points import BEARMAN, Seconds, draw_labels, draw_points, draw_rivals, is_checked
 from pointseg.predict import Model
 from pointseg.preprocess import Scans
-from pointseg.procedure import full_makes, terms_named, weak_makes
+from pointseg.procedure import full_makes, supervised, terms_named, weak_makes
 from pointseg.profiles import Profile
 from pointseg.report.scores import pooled, score_case
 from pointseg.report.table import Table, answers_of
@@ -103,40 +103,45 @@ class Plan:
         return replace(labelled, validation=scans.validation) if self.validation_masks else labelled
 
     def rivals(self, scans: Scans) -> dict[str, Scans]:
-        return draw_rivals(scans, self.seed, self.seconds)
+        masks = all(scan.mask is not None for scan in (*scans.train, *scans.validation))
+        return draw_rivals(scans, self.seed, self.seconds) if masks else {}
 
     def independent(self, scans: Scans) -> dict[str, Callable[..., tuple[Model, History]]]:
         """What trains each model that waits for no other, by its name."""
         makes = weak_makes(self.labelled(scans), self.full_profile, self.seed, self.loss_terms)
-        for arm, known in ({"reference": scans} | self.rivals(scans)).items():
+        for arm, known in supervised(scans, self.seed, self.rivals(scans)).items():
             makes |= full_makes(arm, known, self.full_profile, self.seed)
         return makes
 
 
 def run(plan: Plan, out: Path, data: str = "", restart: bool = False) -> Table:
     """The whole procedure, its models and all that it takes to go on in `out`.   restart: begin anew there."""
-    if not any(c.mask_extent != CENTROIDS for c in plan.split.test):
-        raise ScanError("found no mask among the test scans, only centroids, expected some to score by; add a source "
-                        "with masks, or train and evaluate a model")
     print(", ".join(f"{len(part)} {name}" for name, part in names_of(plan.split).items()) + " scans")
     with begin(out / "training", lambda: {"command": "table1"} | plan.identity, restart):
         keep = plan.run_in(out / "training", out)
         scans = plan.prepare()
+        by_name = {scan.name: scan for scan in scans.test}
+        tested = [c for c in plan.split.test if c.mask_extent != CENTROIDS and is_checked(by_name[c.name])]
+        if not tested:
+            raise ScanError("found neither a mask among the test scans, but of centroids, nor places that chance has "
+                            "chosen, expected some to score by; add scans with masks, or train and evaluate a model")
         if plan.machine.at_once > 1 and (waiting := [n for n in plan.independent(scans) if not keep.is_trained(n)]):
             side_by_side(partial(_train_alone, plan, out, mixed_precision()), waiting, plan.machine.at_once)
         outcome = procedure.run(scans, plan.full_profile, plan.seed, plan.loss_terms, plan.labelled(scans), keep,
                                 plan.rounds, plan.rivals(scans))
-        for arm in ("result", "reference"):
+        for arm in {"result", "reference"} & outcome.models.keys():
             save_model(out / f"{arm}.pt", outcome.models[arm], **keep.about)
-        points = {p.name: p for p in draw_points(scans.test, plan.seed)}
-        answers = answers_of(outcome) | {"watershed": lambda scan: grown(points[scan.name], scan)}
-        asked = ((answers, plan.split.test), ({"pseudo_mask_train": answers["pseudo_mask"]}, plan.split.train))
+        points = {p.name: p for p in draw_points([by_name[c.name] for c in tested], plan.seed, to_choose=True)}
+        answers = answers_of(outcome)
+        if all(by_name[c.name].mask is not None for c in tested):
+            answers["watershed"] = lambda scan: grown(points[scan.name], scan)
+        asked = ((answers, [c for c in plan.split.test if is_checked(by_name[c.name])]),
+                 ({"pseudo_mask_train": answers["pseudo_mask"]}, [c for c in plan.split.train if c.mask]))
         prepare, scores = outcome.models["result"].prepare, {}
         for functions, cases in asked:
             scores |= pooled({case.name: keep(f"scores/{case.name}", partial(score_case, functions, prepare, case))
                               for case in tqdm(cases, "scoring", unit="scan")})
-        example = next(c.name for c in plan.split.test if c.mask_extent != CENTROIDS)
-        return Table(outcome, scores, names_of(plan.split), points[example], keep.seconds, plan.seed,
+        return Table(outcome, scores, names_of(plan.split), points[tested[0].name], keep.seconds, plan.seed,
                      plan.profile.name, plan.letters, data, plan.labels, plan.seconds)
 
 
