@@ -116,7 +116,7 @@ def _at_places(volume: Volume, labels: np.ndarray, k: int) -> dict[str, list]:
     known = volume.clicks.chosen(by_chance=True) if volume.clicks else None
     if known is None or not len(known.values):
         raise ScanError(f"{volume.name}: found neither a mask nor places that chance has chosen, expected one of them "
-                        "to score by, since clicks of one's own choice flatter a model; --split test leaves out what trained it")
+                        "to score by, since clicks of one's own choice flatter; --split test leaves out training scans")
     truth, said = known_truth(known.values, k), labels[tuple(known.places.T)]
     weights, matrix = known.stands_for_mm3 / np.prod(volume.spacing_mm), np.zeros((k, k))
     np.add.at(matrix, (truth, said), weights)
