@@ -171,10 +171,10 @@ def test_clicks_alone_neither_choose_nor_score(without_masks, tmp_path, monkeypa
     monkeypatch.setitem(PROFILES, "classroom", TINY)
     folder = without_masks / "without"
     split = split_without_flaws(read_manifest(folder), 0)
-    v = read_manifest(without_masks / "with")[0].read()
+    volumes = {case.name: case.read() for case in read_manifest(without_masks / "with")}
     for part in ("validation", "test"):
         case, = (c for c in read_manifest(folder) if c.name == names_of(split)[part][0])
-        kept = case.points.read_bytes()
+        kept, v = case.points.read_bytes(), volumes[case.name]
         write_clicks(case.points, draw_clicks(v.mask, np.random.default_rng(0)), v.geometry)
         status = cli.main(["table1", "--data", str(folder), "--out", str(tmp_path / part), "--cache",
                            str(tmp_path / "cache")])
