@@ -10,11 +10,12 @@ import numpy as np
 from scipy import ndimage
 
 from pointseg.preprocess import Prepared, Scans
-from pointseg.volume import BACKGROUND, UNLABELLED, Clicks, ScanError
+from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Clicks, ScanError
 
 POINTS_PER_INSTANCE, BACKGROUND_POINTS = 3, 5
 FURTHER_POINTS = 6  # on an average slice of the thesis; at the sides it shows few vertebrae
 SAGITTAL = 2
+LAST = len(CLASSES) - 1  # L5
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,18 @@ class Seconds:
 
 
 BEARMAN = Seconds()
+
+
+@dataclass(frozen=True)
+class Care:
+    """How an expert clicks.   The default is a drawing lot: anywhere in a vertebra, never beside it, never wrong."""
+
+    towards_middle: float = 0.0  # clicks as likely as the depth in mm below the vertebra's edge, to this power
+    jitter_mm: float = 0.0  # standard deviation of where a click lands, along both directions of the slice
+    wrong_levels: float = 0.0  # share of a vertebra's clicks that get the level above or below
+
+
+PERFECT = Care()
 
 
 class Points(Prepared):
@@ -70,12 +83,13 @@ def few_labels(scan: Prepared) -> Points | None:
 
 
 def sample_points(mask: np.ndarray, rng: np.random.Generator, per_instance: int = POINTS_PER_INSTANCE,
-                  background: int = BACKGROUND_POINTS) -> np.ndarray:
+                  background: int = BACKGROUND_POINTS, care: Care = PERFECT,
+                  spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> np.ndarray:
     """Random points on every sagittal slice: per_instance in each connected component of a class, and background.
 
     mask (z, y, x) uint8 0..5 or UNLABELLED -> labels (z, y, x) uint8, UNLABELLED but for the points.  The same points,
     seen along the other axes, label the transverse and coronal slices.  A component smaller than its points is labelled
-    whole.
+    whole.  care, spacing_mm: how well the expert clicks, in mm.
     """
     labels = np.full(mask.shape, UNLABELLED, np.uint8)
     for x in range(mask.shape[SAGITTAL]):
@@ -84,14 +98,27 @@ def sample_points(mask: np.ndarray, rng: np.random.Generator, per_instance: int 
         for k in np.unique(plane[(plane != BACKGROUND) & (plane != UNLABELLED)]):
             components, count = ndimage.label(plane == k)
             for c in range(1, count + 1):
-                _draw(labels[:, :, x], components == c, k, per_instance, rng)
+                _draw(labels[:, :, x], components == c, k, per_instance, rng, care, spacing_mm[:2])
     return labels
 
 
-def _draw(labels: np.ndarray, where: np.ndarray, value: int, count: int, rng: np.random.Generator) -> None:
-    candidates = np.flatnonzero(where)
-    chosen = rng.choice(candidates, min(count, len(candidates)), replace=False)
-    labels[np.unravel_index(chosen, labels.shape)] = value
+def _draw(labels: np.ndarray, where: np.ndarray, value: int, count: int, rng: np.random.Generator,
+          care: Care = PERFECT, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> None:
+    candidates, likely = np.flatnonzero(where), None
+    if care.towards_middle:
+        depth = ndimage.distance_transform_edt(where, spacing_mm).flat[candidates] ** care.towards_middle
+        likely = depth / depth.sum()
+    chosen = rng.choice(candidates, min(count, len(candidates)), replace=False, p=likely)
+    places = np.stack(np.unravel_index(chosen, labels.shape), 1)
+    if care.jitter_mm:
+        off = rng.normal(0, care.jitter_mm, places.shape) / spacing_mm
+        places = np.clip(np.rint(places + off).astype(int), 0, np.array(labels.shape) - 1)
+    values = np.full(len(places), value)
+    if care.wrong_levels:
+        beside = np.where(rng.random(len(places)) < 0.5, value - 1, value + 1)
+        beside = np.where((beside > BACKGROUND) & (beside <= LAST), beside, 2 * value - beside)
+        values = np.where(rng.random(len(places)) < care.wrong_levels, beside, values)
+    labels[tuple(places.T)] = values
 
 
 def sample_slices(mask: np.ndarray, rng: np.random.Generator, every: float) -> np.ndarray:
@@ -129,9 +156,9 @@ def is_checked(scan: Prepared) -> bool:
     return scan.mask is not None or (scan.clicks is not None and np.isfinite(scan.clicks.stands_for_mm3).any())
 
 
-def draw_clicks(mask: np.ndarray, rng: np.random.Generator, **counts: int) -> Clicks:
-    """`sample_points` as an expert would have clicked them, on a scan's own grid."""
-    labels = sample_points(mask, rng, **counts)
+def draw_clicks(mask: np.ndarray, rng: np.random.Generator, **how) -> Clicks:
+    """`sample_points`, whose further arguments it takes, as clicks on a scan's own grid."""
+    labels = sample_points(mask, rng, **how)
     places = np.argwhere(labels != UNLABELLED).astype(np.int32)
     unknown = np.full(len(places), np.nan)
     return Clicks(places, labels[tuple(places.T)], unknown, unknown)

@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from pointseg.points import (
     BEARMAN,
+    Care,
     Points,
     Seconds,
     draw_labels,
@@ -164,3 +165,36 @@ def test_points_grow_to_the_edges_of_a_clean_box():
     assert grown.dtype == np.uint8 and set(np.unique(grown)) == {0, 1, 2}  # an absent class does not appear
     assert (grown == mask).mean() > 0.9
     assert np.array_equal(grown[labels != UNLABELLED], labels[labels != UNLABELLED])
+
+
+def test_careless_clicks_are_as_careless_as_they_say():
+    """A block of 20 x 20 mm on every slice: the depth, the jitter and the share of wrong levels are measured."""
+    mask, rng = np.zeros((60, 60, 200), np.uint8), np.random.default_rng(0)
+    mask[20:40, 20:40] = 2
+
+    def clicked(**care) -> tuple[np.ndarray, np.ndarray]:
+        labels = sample_points(mask, rng, background=0, care=Care(**care))
+        places = np.argwhere(labels != UNLABELLED)
+        return places, labels[tuple(places.T)]
+
+    def depth(places: np.ndarray) -> float:
+        return float(np.minimum(places[:, :2] - 19, 40 - places[:, :2]).min(1).mean())
+
+    places, values = clicked()
+    assert (values == 2).all() and (mask[tuple(places.T)] == 2).all()
+    assert depth(places) + 1 < depth(clicked(towards_middle=1.0)[0]) < depth(clicked(towards_middle=3.0)[0]) - 1
+    spread = np.std([clicked(towards_middle=30.0, jitter_mm=j)[0][:, 0] for j in (0.0,)]), np.std(
+        clicked(towards_middle=30.0, jitter_mm=3.0)[0][:, 0])
+    assert abs(np.sqrt(spread[1] ** 2 - spread[0] ** 2) - 3) < 0.3
+    _, values = clicked(wrong_levels=0.1)
+    assert set(values) == {1, 2, 3} and abs(np.mean(values != 2) - 0.1) < 0.03
+    mask[mask == 2] = 5  # L5 has no level below it
+    assert set(clicked(wrong_levels=0.5)[1]) == {4, 5}
+
+
+def test_jitter_is_in_mm_and_stays_in_the_scan():
+    mask, rng = np.zeros((40, 40, 100), np.uint8), np.random.default_rng(1)
+    mask[0:2, 18:22] = 1
+    labels = sample_points(mask, rng, background=0, care=Care(jitter_mm=4.0), spacing_mm=(0.5, 4.0, 1.0))
+    places = np.argwhere(labels == 1)
+    assert len(places) > 250 and places[:, 0].std() > 2 * places[:, 1].std() and places[:, 0].max() > 10
