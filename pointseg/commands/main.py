@@ -1,4 +1,4 @@
-"""The command line: pointseg table1, train, evaluate, segment, import."""
+"""The command line: pointseg table1, train, evaluate, segment, import, export."""
 
 import argparse
 import os
@@ -95,6 +95,21 @@ def parser() -> argparse.ArgumentParser:
                 "reason. data/README.md says where each dataset is found, and what it is good for.")
     import_options(p)
 
+    p = command("export", export, "simulated clicks to files, to be looked at", "Draw clicks from the masks of a "
+                "dataset folder, as an expert might set them: three in each vertebra and five in the background of "
+                "each sagittal slice. A file a scan, to be looked at in 3D Slicer or napari, or to be read by import "
+                "points.")
+    data_options(p)
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    p.add_argument("--format", default=".mrk.json", metavar="ENDING", help=".csv, .mrk.json (default), .fcsv or .json")
+    p.add_argument("--seed", type=at_least(0), default=0, help="of the draw (default 0)")
+    p.add_argument("--towards-middle", type=float, default=0.0, metavar="POWER", help="clicks as likely as their "
+                   "depth in the vertebra to this power (default 0: anywhere in it)")
+    p.add_argument("--jitter-mm", type=float, default=0.0, metavar="MM",
+                   help="standard deviation of where a click lands")
+    p.add_argument("--wrong-levels", type=float, default=0.0, metavar="SHARE",
+                   help="of clicks that get the level above or below")
+
     p = command("segment", segment, "segment scans", "Segment scans (NIfTI, MHA, NRRD, DICOM). A mask has its scan's "
                 "own geometry and the values 0 background, 1..5 = L1..L5; beside it lie a picture in three planes and "
                 "a record with volumes and warnings. Several scans go into a folder, which gets a summary.csv as well; "
@@ -104,20 +119,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def import_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES[:-1]) + "; or folder, for any other: "
-                   "see the options below")
-    p.add_argument("raw", type=Path, metavar="RAW_DIR", help="folder that the dataset was unpacked into")
-    p.add_argument("out", type=Path, metavar="OUT_DIR", help="dataset folder to write or to add to")
-    p = p.add_argument_group("of folder alone")
+    p.add_argument("name", choices=(*NAMES, "points"), metavar="NAME", help=", ".join(NAMES[:-1]) + "; or folder, for "
+                   "any other; or points, for scans of your own with clicks: see the options below")
+    p.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="RAW_DIR, the folder that the dataset was "
+                   "unpacked into, and OUT_DIR, the dataset folder to write or to add to; of points, files of clicks")
+    g = p.add_argument_group("of points alone", "Clicks are read from our CSV, 3D Slicer's .mrk.json and .fcsv, "
+                             "napari's CSV and VerSe's centroids; a file's name begins with that of its scan.")
+    g.add_argument("--scans", type=Path, metavar="DIR", help="where the scans are")
+    g.add_argument("-o", "--output", type=Path, metavar="OUT_DIR", help="dataset folder to write or to add to")
+    p = p.add_argument_group("of folder, and the last three of points")
     p.add_argument("--labels", nargs="+", metavar="VALUE=NAME", help="what the masks' values mean: C1..C7, T1..T13, "
                    "L1..L6, S1, background, unlabelled, or vertebra where levels are not known; such as 1=L1 2=L2")
     p.add_argument("--images", metavar="PATTERN", help="images below RAW_DIR, with one * for the case (default "
                    "images/*)")
     p.add_argument("--masks", metavar="PATTERN", help="masks, where * is the same as in the image (default masks/*), "
                    "such as masks/*_seg.nii.gz or */mask.nii.gz")
-    p.add_argument("--source", metavar="NAME", help="what to call the dataset (default folder)")
     p.add_argument("--modality", choices=("CT", "MR"), help="told by the intensities where not given")
     p.add_argument("--mask-extent", choices=("bodies", "whole"), help="what masks cover of a vertebra (default whole)")
+    p.add_argument("--source", metavar="NAME", help="what to call the dataset (default folder, or clicked)")
     p.add_argument("--patient", metavar="REGEX", help="its first group, in the case's name, is the "
                    "patient; without it each case is one")
 
@@ -313,15 +332,44 @@ def import_dataset(options: argparse.Namespace) -> None:
     from pointseg.datasets.importers import importer
     from pointseg.datasets.importers.convert import convert
 
-    module = importer(options.name)
+    if options.name == "points":
+        import_points(options)
+        return
+    if len(options.paths) != 2 or options.scans or options.output:
+        raise ScanError(f"import {options.name}: found {len(options.paths)} paths, expected RAW_DIR and OUT_DIR, and "
+                        "neither --scans nor -o, which are for points")
+    module, (raw, out) = importer(options.name), options.paths
     if options.name == "folder":
         module = module.Folder.of(options)
     elif given := [o for o in ("labels", "images", "masks", "source", "modality", "mask_extent", "patient")
                    if getattr(options, o)]:
         raise ScanError(f"--{given[0].replace('_', '-')}: is for import folder alone, since {options.name} has a "
                         "layout of its own; leave it out")
-    report = convert(module, options.raw, options.out)
-    print(f"{report}\nwritten to {options.out}: {module.SOURCE}/ and manifest.csv")
+    report = convert(module, raw, out)
+    print(f"{report}\nwritten to {out}: {module.SOURCE}/ and manifest.csv")
+
+
+def import_points(options: argparse.Namespace) -> None:
+    from pointseg.commands.scanlist import find_scans
+    from pointseg.datasets.clicked import import_points
+
+    if not options.scans or not options.output:
+        raise ScanError("import points: found no --scans or no -o, expected the folder of the scans and the dataset "
+                        "folder to write")
+    scans = list(find_scans([options.scans], options.output))
+    told = import_points(options.paths, scans, options.output, options.source or "clicked", options.patient or "")
+    print("\n".join(told), f"\nwritten to {options.output}: {options.source or 'clicked'}/ and manifest.csv")
+
+
+def export(options: argparse.Namespace) -> None:
+    from pointseg.datasets.clicked import export_points
+    from pointseg.datasets.manifest import read_manifest
+    from pointseg.points import Care
+
+    care = Care(options.towards_middle, options.jitter_mm, options.wrong_levels)
+    written = export_points(read_manifest(options.data, options.source), options.output, options.format, options.seed,
+                            care)
+    print(f"written to {options.output}: {len(written)} files, {written[0].name} and so on")
 
 
 def segment(options: argparse.Namespace) -> None:

@@ -74,6 +74,19 @@ def read_clicks(path: str | Path, geometry: Geometry) -> tuple[Clicks, list[str]
     return _without_twins(path, points, canonical_of(stored, geometry))
 
 
+def join(read: Sequence[tuple[Clicks, list[str]]], paths: Sequence[Path]) -> tuple[Clicks, list[str]]:
+    """The clicks of several files of one scan; two classes on one voxel are refused here, too."""
+    of: dict[tuple[int, ...], tuple[Path, int]] = {}
+    for path, (clicks, _) in zip(paths, read, strict=True):
+        for place, value in zip(map(tuple, clicks.places.tolist()), clicks.values.tolist(), strict=True):
+            other, known = of.setdefault(place, (path, value))
+            if known != value:
+                raise ScanError(f"{path}: found {CLASSES[value]} on a voxel that {other} calls {CLASSES[known]}, "
+                                "expected one of them; remove the other")
+    joined = Clicks(*(np.concatenate([vars(clicks)[name] for clicks, _ in read]) for name in vars(read[0][0])))
+    return joined, [doubt for _, doubts in read for doubt in doubts]
+
+
 def canonical_of(stored_xyz: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Stored voxel indices (N, 3), x y z -> those of the canonical array (N, 3), z y x."""
     order, flips = geometry.axes
