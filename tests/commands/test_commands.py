@@ -192,7 +192,7 @@ def test_centroids_train_models_and_score_identification(run_folder, imported, t
     monkeypatch.setitem(profiles.PROFILES, "classroom", TINY)
     data = ["--data", str(imported), "--source", "uwspine"]
     assert cli.main(["table1", *data, "--out", str(tmp_path)]) == 1
-    assert "found no mask among the test scans" in capsys.readouterr().err
+    assert "found neither a mask among the test scans" in capsys.readouterr().err
     model = str(tmp_path / "m.pt")
     assert cli.main(["train", "--axis", "coronal", *data, "-o", model]) == 0
     capsys.readouterr()
