@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pointseg.kernels import clahe
-from pointseg.volume import Clicks, Volume
+from pointseg.volume import UNLABELLED, Clicks, Volume
 
 CT_WINDOW_HU = (-200.0, 1000.0)  # fat to cortical bone; fixed, so that metal cannot compress the contrast of bone
 MR_PERCENTILES = (0.5, 99.5)  # MR has no unit, and a few very bright voxels
@@ -106,8 +106,17 @@ def _chunks(shape: tuple[int, int, int]) -> list[slice]:
 
 
 def resample_nearest(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """(z, y, x) -> (*shape) of the same type over the same field of view; no value appears that was not there."""
-    index = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(shape, labels.shape, strict=True)]
+    """(z, y, x) -> (*shape) of the same type over the same field of view; no value appears that was not there.
+
+    On a coarser grid, of the slices that one covers, one that is labelled goes before one that is not.
+    """
+    index = []
+    for axis, (n, m) in enumerate(zip(shape, labels.shape, strict=True)):
+        index.append(((np.arange(n) + 0.5) * m / n).astype(int))
+        if m > n and not (known := (labels != UNLABELLED).any(tuple({0, 1, 2} - {axis}))).all():
+            for j in np.flatnonzero(~known[index[-1]]):
+                covered = np.arange(j * m // n, -(-(j + 1) * m // n))
+                index[-1][j] = min(covered[known[covered]], key=lambda i: abs(i - index[-1][j]), default=index[-1][j])
     return labels[np.ix_(*index)]
 
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pointseg.scans.files import whole_file
+from pointseg.scans.outlines import outlined
 from pointseg.scans.volumes import read_volume
 from pointseg.volume import BACKGROUND, UNLABELLED, ScanError, Volume
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("source", "case", "patient", "modality", "image", "mask", "mask_extent", "levels", "flaw")
-FURTHER = ("part", "points")  # columns that few folders need: a published split, an expert's clicks
+FURTHER = ("part", "points", "labelled")  # columns that few folders need: a published split, clicks, outlines
 PARTS = ("train", "validation", "test")
-PART, POINTS = FURTHER
+PART, POINTS, LABELLED = FURTHER
 REQUIRED = ("source", "case", "patient", "image")  # and mask or points
 CENTROIDS = "centroids"  # mask_extent of cases that know a small ball in each vertebra, and next to no background
 NAMELESS = "vertebra"  # levels of cases whose vertebrae have no known level
@@ -35,6 +36,7 @@ class Case:
     flaw: str = ""
     part: str = ""  # of the split that the source publishes: "train", "validation", "test" or "" for none
     points: Path | None = None  # a file of clicks: see `scans.clicks`
+    labelled: str = ""  # which slices the mask tells all of, where not of every one: see `scans.outlines`
 
     @property
     def name(self) -> str:
@@ -53,6 +55,8 @@ class Case:
         """The scan and what is known of it: its mask must show a lumbar vertebra, or there is nothing to learn."""
         volume = read_volume(self.image, self.mask, name=self.name, modality=self.modality,
                              scheme="dataset" if self.names_levels else "vertebra", clicks_path=self.points)
+        if self.mask and self.labelled:
+            volume = outlined(volume, self.labelled, self.mask)
         if self.mask and not ((volume.mask != BACKGROUND) & (volume.mask != UNLABELLED)).any():
             raise ScanError(f"{self.mask}: found no voxel of L1..L5, expected at least one; "
                             f"check the file, or remove {self.name} from the {MANIFEST}")
@@ -137,7 +141,7 @@ def _row(folder: str | Path, case: Case) -> dict[str, str]:
                         "move the files there")
     image, mask, points = (inside[p].as_posix() if p else "" for p in (case.image, case.mask, case.points))
     values = (case.source, case.case, case.patient, case.modality, image, mask, case.mask_extent,
-              " ".join(case.levels), case.flaw, case.part, points)
+              " ".join(case.levels), case.flaw, case.part, points, case.labelled)
     return dict(zip((*COLUMNS, *FURTHER), values, strict=True))
 
 
@@ -171,7 +175,7 @@ def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
                         "correct it")
     image, mask, points = (manifest.parent / get[c] if get[c] else None for c in ("image", "mask", POINTS))
     return Case(get["source"], get["case"], get["patient"], modality, image, mask, get["mask_extent"],
-                tuple(get["levels"].split()), get["flaw"], get[PART], points)
+                tuple(get["levels"].split()), get["flaw"], get[PART], points, get[LABELLED])
 
 
 def _refuse_duplicates(manifest: Path, cases: Sequence[Case]) -> None:
