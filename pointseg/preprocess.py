@@ -113,10 +113,11 @@ def resample_nearest(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndar
     index = []
     for axis, (n, m) in enumerate(zip(shape, labels.shape, strict=True)):
         index.append(((np.arange(n) + 0.5) * m / n).astype(int))
-        if m > n and not (known := (labels != UNLABELLED).any(tuple({0, 1, 2} - {axis}))).all():
-            for j in np.flatnonzero(~known[index[-1]]):
-                covered = np.arange(j * m // n, -(-(j + 1) * m // n))
-                index[-1][j] = min(covered[known[covered]], key=lambda i: abs(i - index[-1][j]), default=index[-1][j])
+        known = (labels != UNLABELLED).any(tuple({0, 1, 2} - {axis}))
+        for i in np.flatnonzero(known) if m > n and not known.all() else ():
+            covers = int((i + 0.5) * n / m)
+            if not known[index[-1][covers]]:
+                index[-1][covers] = i
     return labels[np.ix_(*index)]
 
 
