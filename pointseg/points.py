@@ -16,6 +16,7 @@ POINTS_PER_INSTANCE, BACKGROUND_POINTS = 3, 5
 FURTHER_POINTS = 6  # on an average slice of the thesis; at the sides it shows few vertebrae
 SAGITTAL = 2
 LAST = len(CLASSES) - 1  # L5
+NEAR_MM, NEAR_SHARE = 25.0, 0.8  # of random places so many lie so near the middle of a vertebra, about its radius
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,27 @@ def _points_of(scan: Prepared, rng: np.random.Generator, to_choose: bool) -> Poi
             "classes of places that chance has chosen, expected one of them to choose and score by" if to_choose else
             "clicks, expected one of them to learn from") + "; label it, or leave it out")
     return Points.of(scan, sample_points(scan.mask, rng))
+
+
+def draw_places(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], middles: np.ndarray, count: int,
+                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random places for an expert to name the class of, most of them near vertebrae, whose middles are about `middles`.
+
+    middles (M, 3) z y x -> places (count, 3) int32, and of each how many mm3 it stands for: 1 / (count * its density).
+    Whatever the middles, what such places tell is right on average (Horvitz and Thompson 1952); good ones make it
+    more certain.
+    """
+    near = np.zeros(shape, bool)
+    grid = [np.arange(n) * s for n, s in zip(shape, spacing_mm, strict=True)]
+    for middle in middles * np.array(spacing_mm):
+        z, y, x = ((g - m) ** 2 for g, m in zip(grid, middle, strict=True))
+        near |= z[:, None, None] + y[:, None] + x < NEAR_MM**2
+    share = NEAR_SHARE if near.any() else 0.0
+    flat = np.where(rng.random(count) < share, rng.choice(np.flatnonzero(near), count) if share else 0,
+                    rng.integers(near.size, size=count))
+    density = share * near.ravel()[flat] / max(1, near.sum()) + (1 - share) / near.size
+    places = np.stack(np.unravel_index(flat, shape), 1).astype(np.int32)
+    return places, np.prod(spacing_mm) / (count * density)
 
 
 def is_checked(scan: Prepared) -> bool:

@@ -88,10 +88,11 @@ class SliceViewer:
 
 
 class ClickPicture(anywidget.AnyWidget):
-    """A picture that writes down where it is clicked, and shows dots.
+    """A picture that writes down where it is clicked and, while it has the focus, which keys are pressed; shows dots.
 
-    All places are fractions of the picture as it is shown, so its size on the screen does not matter.  `clicks` is a
-    log that only grows: a busy kernel gets the latest state only, and a single click could be overwritten by the next.
+    All places are fractions of the picture as it is shown, so its size on the screen does not matter.  `clicks` and
+    `pressed` are logs that only grow: a busy kernel gets the latest state only, and a single click could be overwritten by
+    the next.  A digit chooses the class of the next click, without asking the kernel.
     """
 
     _esm = """
@@ -108,10 +109,11 @@ class ClickPicture(anywidget.AnyWidget):
       box.append(img, dots);
       el.append(box);
       const drawPicture = () => { img.src = model.get("picture"); };
-      const drawDots = () => dots.replaceChildren(...model.get("dots").map(([row, column, colour]) => {
+      const drawDots = () => dots.replaceChildren(...model.get("dots").map(([row, column, colour, opacity = 1]) => {
         const dot = document.createElement("div");
         dot.style.cssText = `position: absolute; box-sizing: border-box; width: 9px; height: 9px; border-radius: 50%;
                              border: 1px solid black; background: ${colour}; transform: translate(-50%, -50%);
+                             opacity: ${opacity};
                              left: ${100 * (column + 0.5) / columns}%; top: ${100 * (row + 0.5) / rows}%`;
         return dot;
       }));
@@ -123,6 +125,20 @@ class ClickPicture(anywidget.AnyWidget):
                        pixel(event.clientX, shown.left, shown.width, columns), model.get("chosen"), Date.now() / 1000];
         model.set("clicks", [...model.get("clicks"), click]);
         model.save_changes();
+      });
+      box.tabIndex = 0;
+      box.style.outline = "none";
+      box.addEventListener("mouseenter", () => box.focus({ preventScroll: true }));
+      box.addEventListener("keydown", (event) => {
+        if (event.ctrlKey || event.metaKey || event.altKey) return;
+        if (event.key >= "0" && event.key <= "5") {
+          model.set("chosen", Number(event.key));
+        } else if (model.get("heard").includes(event.key)) {
+          model.set("pressed", [...model.get("pressed"), [event.key, Date.now() / 1000]]);
+        } else return;
+        model.save_changes();
+        event.preventDefault();  // else the notebook has keys of its own
+        event.stopPropagation();
       });
       model.on("change:picture", drawPicture);
       model.on("change:dots", drawDots);
@@ -138,6 +154,8 @@ class ClickPicture(anywidget.AnyWidget):
     dots = traitlets.List().tag(sync=True)  # [row, column, colour]
     chosen = traitlets.Int(1).tag(sync=True)  # class of the next click
     clicks = traitlets.List().tag(sync=True)  # [row, column, class, seconds]
+    heard = traitlets.List().tag(sync=True)  # keys that are written down
+    pressed = traitlets.List().tag(sync=True)  # [key, seconds]
 
 
 class PointPicker:
