@@ -17,6 +17,7 @@ from pointseg.datasets.manifest import Case, add_to_manifest, read_manifest
 from pointseg.lessons.widgets import DOTS, ClickPicture, _legend, _png, _size_px
 from pointseg.points import SAGITTAL, draw_places
 from pointseg.report import plot
+from pointseg.report.plot import Figure, overlay
 from pointseg.scans.clicks import read_clicks, write_clicks
 from pointseg.scans.volumes import read_volume, stem, write_mask, write_volume
 from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Clicks, ScanError, Volume
@@ -168,7 +169,26 @@ class Labeller:
         png = _png(plane.astype(np.float32), labels, self.volume.spacing_mm[:2], (low, max(high, low + 1)))
         return "data:image/png;base64," + base64.b64encode(png).decode()
 
+    @property
+    def figure(self) -> Figure:
+        """The slice that is shown with its clicks, as a picture without a kernel."""
+        figure = Figure((5, 5), layout="constrained")
+        ax, plane = figure.subplots(), self.volume.image[:, :, self.x].astype(np.float32)
+        window = tuple(map(float, np.percentile(plane, plot.WINDOW_PERCENTILES)))
+        labels = self.mask[:, :, self.x]
+        overlay(ax, plane, np.where(labels == UNLABELLED, BACKGROUND, labels), self.volume.spacing_mm[:2],
+                window=window)
+        dots = np.full((1, *plane.shape), UNLABELLED, np.uint8)
+        for (z, y, x), v, _, mm3 in self.rows:
+            if x == self.x and np.isnan(mm3):
+                dots[0, z, y] = v
+        plot.mark_points(ax, dots, 0, 0)
+        ax.set_title(f"{self.case}, sagittal slice {self.x}", fontsize=11)
+        plot.legend(figure, points=True)
+        return figure
+
     def _ipython_display_(self) -> None:
+        display(self.figure)
         display(self.widget)
 
     def _go(self, at: int) -> None:

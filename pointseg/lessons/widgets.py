@@ -91,8 +91,8 @@ class ClickPicture(anywidget.AnyWidget):
     """A picture that writes down where it is clicked and, while it has the focus, which keys are pressed; shows dots.
 
     All places are fractions of the picture as it is shown, so its size on the screen does not matter.  `clicks` and
-    `pressed` are logs that only grow: a busy kernel gets the latest state only, and a single click could be overwritten by
-    the next.  A digit chooses the class of the next click, without asking the kernel.
+    `pressed` are logs that only grow: a busy kernel gets the latest state only, and a single click could be
+    overwritten by the next.  A digit chooses the class of the next click, without asking the kernel.
     """
 
     _esm = """
