@@ -12,8 +12,9 @@ from skimage.segmentation import expand_labels
 from pointseg.volume import BACKGROUND, CLASSES
 
 DEPTH_MM = 6.0  # bodies that touch are joined by less than twice this, and none is as thin
-FLOOR = 0.02  # a voxel's least probability of a level, so that a few that are very sure do not outvote a body
+FLOOR = 0.1  # a voxel's least probability of a level: its neighbours say nearly the same, so it is no proof of its own
 BESIDE, BETWEEN = 0.1, 0.001  # how likely a body is none of the five: above or below them, and between them
+MISSING = 2.0  # log-likelihood that a level costs which is not there: most scans show all five
 LEVELS = [(first, last) for first in range(1, len(CLASSES)) for last in range(first, len(CLASSES))]
 NONE = (0, 0)
 
@@ -74,10 +75,11 @@ def levels_of(probabilities: np.ndarray, bodies: np.ndarray) -> list[tuple[int, 
         for end, so_far in best.items():
             none = BESIDE if end in (0, len(CLASSES) - 1) else BETWEEN
             options = {NONE: (end, size[body] * np.log(none))} | {
-                (first, last): (last, said[body] - typical * (first - end - 1) * (end > 0))  # gaps are rare
+                (first, last): (last, said[body] - MISSING * typical * (first - end - 1))
                 for (first, last), said in says.items() if first > end}
             for levels_given, (new_end, gain) in options.items():
                 if so_far + gain > after.get(new_end, -np.inf):
                     after[new_end], ways_after[new_end] = so_far + gain, [*ways[end], (body, levels_given)]
         best, ways = after, ways_after
-    return [levels_given for _, levels_given in sorted(ways[max(best, key=best.get)])]
+    end = max(best, key=lambda last: best[last] - MISSING * typical * (len(CLASSES) - 1 - last))
+    return [levels_given for _, levels_given in sorted(ways[end])]
