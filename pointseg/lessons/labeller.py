@@ -172,7 +172,7 @@ class Labeller:
     @property
     def figure(self) -> Figure:
         """The slice that is shown with its clicks, as a picture without a kernel."""
-        figure = Figure((5, 5), layout="constrained")
+        figure = Figure((6.5, 5.5), layout="constrained")
         ax, plane = figure.subplots(), self.volume.image[:, :, self.x].astype(np.float32)
         window = tuple(map(float, np.percentile(plane, plot.WINDOW_PERCENTILES)))
         labels = self.mask[:, :, self.x]
