@@ -189,7 +189,7 @@ def main() -> None:
     if not o.report and prepared(o):
         runs = [Run(line, repeat, fold) for repeat in o.repeats for fold in o.folds for line in o.lines or LABELS]
         work_through(runs, do, lambda run: 0.9 * ROUNDS * ROUND_STEPS, o)  # 0.9 s a step on one of our cores
-    rows = collect(o.out)
+    rows = collect(o)
     if o.csv:
         publish(rows, o)
     report(rows)

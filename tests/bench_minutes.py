@@ -191,7 +191,7 @@ def main() -> None:
         runs = [Run(arm, repeat, fold) for repeat in o.repeats for fold in o.folds for arm in o.lines or ARMS]
         step, full, weak = seconds_a_step(), *(sum(s.rounds) * s.round_steps for s in (PROFILE.full, PROFILE.weak))
         work_through(runs, do, lambda run: step * 1.2 * (full + 3 * weak * of_points(run.line)), o)
-    rows = collect(o.out)
+    rows = collect(o)
     if o.csv:
         publish(rows, o)
     report(rows)

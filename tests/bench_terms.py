@@ -345,7 +345,7 @@ def main() -> None:
         step = seconds_a_step()
         work_through(runs, do, lambda run: step * 1.2 * (3 * STEPS * LINES[run.line].passes  # 1.2: to load and score
                                                          + 4 * FINAL_STEPS * (run.line == FINALS)), o)
-    rows = collect(o.out)
+    rows = collect(o)
     if o.csv:
         publish(rows, o)
     report(rows)

@@ -109,7 +109,8 @@ def work_through(runs: Sequence[Run], do: Callable[[Path, Run], list[Row]], seco
 
     seconds: about how long a run takes on one core; what is printed first.
     """
-    missing = [run for run in runs if not (o.out / run.file).is_file()]
+    done = {run_of(row) for row in collect(o)}
+    missing = [run for run in runs if run not in done]
     hours = sum(map(seconds, missing)) / 3600
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are done; the others take about {hours:.1f} core hours, "
           f"{hours / o.processes:.1f} hours with {o.processes} processes", flush=True)
@@ -141,8 +142,16 @@ def keep(do: Callable[[Path, Run], list[Row]], arrays: Path, out: Path, run: Run
     return time.monotonic() - start
 
 
-def collect(out: Path) -> list[Row]:
-    return [row for path in sorted(out.glob("*/*.csv")) for row in read_rows(path)]
+def collect(o: argparse.Namespace) -> list[Row]:
+    """The rows of all runs that are done, here or, as --csv tells, elsewhere; by line, repeat and fold."""
+    here = [row for path in o.out.glob("*/*.csv") for row in read_rows(path)]
+    done = {run_of(row) for row in here}
+    elsewhere = [row for row in read_rows(o.csv) if run_of(row) not in done] if o.csv and o.csv.is_file() else []
+    return sorted(here + elsewhere, key=run_of)
+
+
+def run_of(row: Row) -> Run:
+    return Run(row.line, row.repeat, row.fold)
 
 
 def publish(rows: Sequence[Row], o: argparse.Namespace) -> None:

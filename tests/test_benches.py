@@ -116,7 +116,7 @@ def test_background_near_a_vertebra_is_drawn_near_it_and_vertebrae_stay():
 
 
 def options(out: Path, **other) -> argparse.Namespace:
-    return argparse.Namespace(**dict(out=out, arrays=out / "arrays", processes=1, minutes=1e6) | other)
+    return argparse.Namespace(**dict(out=out, arrays=out / "arrays", processes=1, minutes=1e6, csv=None) | other)
 
 
 def one_row(arrays: Path, run: folds.Run) -> list[Row]:
@@ -133,9 +133,17 @@ def test_no_run_is_done_twice_and_none_is_lost(tmp_path, capsys):
     assert "0 of 2 runs are done; the others take about 1.0 core hours, 1.0 hours" in capsys.readouterr().out
     folds.work_through(runs, one_row, lambda run: 1800.0, options(tmp_path))
     assert len(list(tmp_path.glob("*.trace"))) == 3
-    assert [(row.line, row.fold) for row in folds.collect(tmp_path)] == [("a: line", fold) for fold in range(3)]
+    found = [(row.line, row.fold) for row in folds.collect(options(tmp_path))]
+    assert found == [("a: line", fold) for fold in range(3)]
+    published = tmp_path / "all.csv"
+    (tmp_path / "there").mkdir()
+    folds.write_rows(published, folds.collect(options(tmp_path)))
+    folds.work_through([*runs, folds.Run("new", 0, 0)], one_row, lambda run: 1.0,
+                       options(tmp_path / "there", csv=published))  # another machine
+    assert len(list(tmp_path.glob("there/*.trace"))) == 1
+    assert len(folds.collect(options(tmp_path / "there", csv=published))) == 4
     folds.work_through([folds.Run("late", 0, 0)], one_row, lambda run: 1.0, options(tmp_path, minutes=0))
-    assert len(folds.collect(tmp_path)) == 3  # no time left to begin
+    assert len(folds.collect(options(tmp_path))) == 3  # no time left to begin
 
 
 def test_a_run_that_is_killed_is_done_again_alone(tmp_path):
@@ -151,9 +159,9 @@ def test_a_run_that_is_killed_is_done_again_alone(tmp_path):
         time.sleep(0.1)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    assert [row.fold for row in folds.collect(tmp_path)] == [0]
+    assert [row.fold for row in folds.collect(options(tmp_path))] == [0]
     subprocess.run([sys.executable, script], check=True, timeout=120, stdout=subprocess.DEVNULL)
-    assert [row.fold for row in folds.collect(tmp_path)] == [0, 1, 2]
+    assert [row.fold for row in folds.collect(options(tmp_path))] == [0, 1, 2]
     assert [len(list(tmp_path.glob(f"x{fold}-*.trace"))) for fold in range(3)] == [1, 2, 1]
     assert all(read_rows(path) for path in tmp_path.glob("*/*.csv"))
 
