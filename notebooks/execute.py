@@ -19,7 +19,7 @@ from pointseg.scans.files import whole_file
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-FIGURES = (-1, 0, 3, 2, 3, 0, 3, 0, 0, 0, 2, 0)  # which figure of notebook 00, 01 .. 11 the README shows
+FIGURES = (-1, 0, 3, 2, 3, 0, 3, 0, 0, 0, 2, 0, 0)  # which figure of notebook 00, 01 .. 12 the README shows
 
 
 def execute(path: Path) -> None:
@@ -43,8 +43,8 @@ def execute(path: Path) -> None:
 
 def contact_sheet(paths: list[Path]) -> plot.Figure:
     """One figure of each notebook, side by side."""
-    figure = plot.Figure((12, 8), layout="constrained")
-    axes = list(figure.subplots(3, 4).flat)
+    figure = plot.Figure((15, 8), layout="constrained")
+    axes = list(figure.subplots(3, 5).flat)
     for ax in axes:
         ax.axis("off")
     for ax, path, chosen in zip(axes, paths, FIGURES):

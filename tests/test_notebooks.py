@@ -48,7 +48,7 @@ def test_the_walk_is_complete():
     assert [p.stem for p in LESSONS] == [
         "00_pointseg", "01_preprocessing", "02_point_annotations", "03_point_loss", "04_consistency_loss",
         "05_separation_loss", "06_extent_loss", "07_weak_training", "08_fusion", "09_pseudo_mask_training",
-        "10_evaluation", "11_what_points_are_worth"]
+        "10_evaluation", "11_what_points_are_worth", "12_your_own_scans"]
     assert len(COURSE) >= 4
 
 
