@@ -156,6 +156,7 @@ def test_table1_without_any_mask(without_masks, tmp_path, monkeypatch, capsys):
     assert "without full masks there is no reference" in said and "estimated from places that chance has chosen" in said
     table = json.loads((tmp_path / "table1.json").read_text())
     assert 0 <= table["result"] <= 1 and "reference" not in table and table["labelling_seconds"]["result"] > 0
+    assert table["own_label_seconds"] == 400 * 3 and "the expert's own time" in said  # one scan chooses
     low, high = table["estimated_intervals"]["result"]
     assert low <= table["result"] <= high
     model = str(tmp_path / "result.pt")

@@ -69,6 +69,15 @@ class Table:
         return labelling_seconds([*known.train, *known.validation], self.labelling)
 
     @property
+    def own_seconds(self) -> float | None:
+        """What the result's labels took the expert, as the folder's own clicks say; None where they do not."""
+        known = self.outcome.labelled["result"]
+        clicks = [scan.scan.clicks for scan in (*known.train, *known.validation)
+                  if isinstance(scan, Points) and scan.scan.clicks is not None]
+        seconds = np.concatenate([c.seconds for c in clicks]) if clicks else np.empty(0)
+        return float(np.nansum(seconds)) if np.isfinite(seconds).any() else None
+
+    @property
     def flips_at_s(self) -> float | None:
         """Seconds a mask where it changes who wins, the result or masks of some slices for the same time.
 
@@ -108,6 +117,7 @@ class Table:
                            "ratio": number(self.ratio_of("result_sagittal", "reference_sagittal"))},
             "labels": self.labels, "labelling_cost": self.costs.get("result"), "labelling_costs": self.costs,
             "labelling_seconds": {arm: self.label_seconds(arm) for arm in self.outcome.labelled},
+            "own_label_seconds": self.own_seconds,
             "estimated_intervals": {name: of_row["estimated_interval"] for name, of_row in of_rows.items()
                                     if of_row["estimated_interval"]},
             "label_seconds": asdict(self.labelling), "flips_at_seconds_a_mask": self.flips_at_s,
@@ -143,6 +153,9 @@ class Table:
                       f"{self.ratio_of('result_sagittal', 'reference_sagittal'):>10.0%}{THESIS_RATIO:>32.0%}"]
         against = ", against full masks" if self.costs else "; without full masks there is no reference"
         lines.append(f"label time: all of training and validation scans{against}; *: on validation scans")
+        if (own := self.own_seconds) is not None:
+            lines.append(f"the expert's own time for the result's labels, as far as it is known: {own / 60:.0f} min; by "
+                         f"Bearman's seconds {self.label_seconds('result') / 60:.0f} min")
         if between := self.scores["result"].interval:
             lines.append("estimated from places that chance has chosen, the result: {:.2f} to {:.2f} (95 %)".format(
                 *between))
