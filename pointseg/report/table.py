@@ -154,8 +154,8 @@ class Table:
         against = ", against full masks" if self.costs else "; without full masks there is no reference"
         lines.append(f"label time: all of training and validation scans{against}; *: on validation scans")
         if (own := self.own_seconds) is not None:
-            lines.append(f"the expert's own time for the result's labels, as far as it is known: {own / 60:.0f} min; by "
-                         f"Bearman's seconds {self.label_seconds('result') / 60:.0f} min")
+            lines.append(f"the expert's own time for the result's labels, as far as it is known: {own / 60:.0f} min; "
+                         f"by Bearman's seconds {self.label_seconds('result') / 60:.0f} min")
         if between := self.scores["result"].interval:
             lines.append("estimated from places that chance has chosen, the result: {:.2f} to {:.2f} (95 %)".format(
                 *between))
