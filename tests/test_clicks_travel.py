@@ -10,7 +10,7 @@ from tiny import TINY, tiny_scan
 from pointseg.commands import main as cli
 from pointseg.datasets.manifest import Case, read_manifest, write_manifest
 from pointseg.datasets.phantom import write_phantoms
-from pointseg.datasets.split import names_of, split_without_flaws
+from pointseg.datasets.split import names_of, read_and_prepare, split_without_flaws
 from pointseg.estimate import estimated_confusion, stands_for
 from pointseg.points import draw_clicks, draw_labels, draw_points
 from pointseg.preprocess import Scans, moved, prepare
@@ -62,6 +62,14 @@ def test_a_folder_of_points_trains_bit_for_bit_as_points_drawn_on_the_own_grid(t
         one, other = (SliceDataset(s, axis, 6, 32, Augmentation(shift_px=1, rotation_deg=5), 0) for s in (there, read))
         assert len(one) == len(other)
         assert all((x == y).all() for i in range(len(one)) for x, y in zip(one[i], other[i], strict=True))
+
+
+def test_a_level_out_of_order_is_told_where_a_scan_is_prepared(tmp_path, capsys):
+    v = volume()
+    rows = [(4 * k, 8, 8, k) for k in range(1, 6)] + [(22, 9, 8, 1)]  # an L1 at the height of L5
+    case, = folder_of(tmp_path, [replace(v, clicks=clicks(*rows))])
+    read_and_prepare(case, 2.0)
+    assert "mine/0: " in (said := capsys.readouterr().out) and "line 7: L1 lies below L" in said
 
 
 def test_moved_clicks_lie_where_they_were_and_disputed_voxels_are_left_out():

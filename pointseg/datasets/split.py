@@ -109,7 +109,10 @@ def names_of(split: Split) -> dict[str, list[str]]:
 
 
 def read_and_prepare(case: Case, grid_mm: float) -> Prepared:
-    return prepare(case.read(), grid_mm)
+    volume = case.read()
+    if case.points or case.labelled:  # by hand: what looks wrong in it is worth a line
+        print("".join(f"{case.name}: {note}\n" for note in volume.notes), end="")
+    return prepare(volume, grid_mm)
 
 
 def prepare_split(split: Split, profile: Profile, prepare_case: Callable[..., Prepared] = read_and_prepare) -> Scans:
