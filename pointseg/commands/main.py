@@ -99,16 +99,7 @@ def parser() -> argparse.ArgumentParser:
                 "dataset folder, as an expert might set them: three in each vertebra and five in the background of "
                 "each sagittal slice. A file a scan, to be looked at in 3D Slicer or napari, or to be read by import "
                 "points.")
-    data_options(p)
-    p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    p.add_argument("--format", default=".mrk.json", metavar="ENDING", help=".csv, .mrk.json (default), .fcsv or .json")
-    p.add_argument("--seed", type=at_least(0), default=0, help="of the draw (default 0)")
-    p.add_argument("--towards-middle", type=float, default=0.0, metavar="POWER", help="clicks as likely as their "
-                   "depth in the vertebra to this power (default 0: anywhere in it)")
-    p.add_argument("--jitter-mm", type=float, default=0.0, metavar="MM",
-                   help="standard deviation of where a click lands")
-    p.add_argument("--wrong-levels", type=float, default=0.0, metavar="SHARE",
-                   help="of clicks that get the level above or below")
+    export_options(p)
 
     p = command("segment", segment, "segment scans", "Segment scans (NIfTI, MHA, NRRD, DICOM). A mask has its scan's "
                 "own geometry and the values 0 background, 1..5 = L1..L5; beside it lie a picture in three planes and "
@@ -139,6 +130,19 @@ def import_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--source", metavar="NAME", help="what to call the dataset (default folder, or clicked)")
     p.add_argument("--patient", metavar="REGEX", help="its first group, in the case's name, is the "
                    "patient; without it each case is one")
+
+
+def export_options(p: argparse.ArgumentParser) -> None:
+    data_options(p)
+    p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    p.add_argument("--format", default=".mrk.json", metavar="ENDING", help=".csv, .mrk.json (default), .fcsv or .json")
+    p.add_argument("--seed", type=at_least(0), default=0, help="of the draw (default 0)")
+    p.add_argument("--towards-middle", type=float, default=0.0, metavar="POWER", help="clicks as likely as their "
+                   "depth in the vertebra to this power (default 0: anywhere in it)")
+    p.add_argument("--jitter-mm", type=float, default=0.0, metavar="MM",
+                   help="standard deviation of where a click lands")
+    p.add_argument("--wrong-levels", type=float, default=0.0, metavar="SHARE",
+                   help="of clicks that get the level above or below")
 
 
 def segment_options(p: argparse.ArgumentParser) -> None:
