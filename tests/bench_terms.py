@@ -335,7 +335,8 @@ def comparisons() -> list[tuple[str, str, str, tuple[str, str]]]:
     """Title, line, answer, and line and answer to compare with."""
     of_lines = [(name, name, "mean", (line.than, "mean")) for name, line in LINES.items()]
     return of_lines + [(f"{line}, {title}", line, answer, (line, "mean"))
-                       for line in WITH_ALL_ANSWERS for answer, title in ANSWERS.items()]
+                       for line in WITH_ALL_ANSWERS for answer, title in ANSWERS.items()
+                       if answer != ("average" if line == FINALS else "undisputed")]
 
 
 def main() -> None:
