@@ -139,6 +139,11 @@ class Labeller:
         """The sagittal slice that is shown."""
         return self.place[SAGITTAL] if self.place else self.slices[min(self.at, len(self.slices) - 1)]
 
+    @property
+    def shown(self) -> int:
+        """What a click is for: a slice, or the number of a random place."""
+        return self.at if self.asked else self.x
+
     # --- what is shown
 
     def _build(self) -> None:
@@ -160,7 +165,6 @@ class Labeller:
                                        ipywidgets.HTML(_legend())])
         ipywidgets.jslink((self.choice, "index"), (self.canvas, "chosen"))
         self.canvas.observe(self._clicked, "clicks")
-        self.canvas.observe(self._pressed, "pressed")
         for name, key in (("previous", "p"), ("next", "n"), ("undo", "z"), ("close", "Enter")):
             buttons[name].on_click(lambda _, key=key: self.press(key))
 
@@ -188,8 +192,8 @@ class Labeller:
         return figure
 
     def _ipython_display_(self) -> None:
+        display(self.widget)  # first, so that it need not be looked for below
         display(self.figure)
-        display(self.widget)
 
     def _go(self, at: int) -> None:
         last = len(self.asked) if self.asked else len(self.slices) - 1
@@ -197,6 +201,7 @@ class Labeller:
         labels = self.mask[:, :, self.x]
         shown = np.where(labels == UNLABELLED, BACKGROUND, labels)
         self.canvas.picture = self._picture(self.volume.image[:, :, self.x], shown if shown.any() else None)
+        self.canvas.shown = self.shown
         self._draw()
 
     def _draw(self) -> None:
@@ -217,12 +222,11 @@ class Labeller:
     # --- what is done
 
     def _clicked(self, change: dict) -> None:
-        for row, column, k, seconds in change["new"][len(change["old"]):]:
-            self._click(int(row), int(column), int(k), float(seconds))
-
-    def _pressed(self, change: dict) -> None:
-        for key, _ in change["new"][len(change["old"]):]:
-            self.press(key)
+        for row, column, what, seconds, *shown in change["new"][len(change["old"]):]:
+            if row < 0:
+                self.press(KEYS[int(what)])
+            else:
+                self._click(int(row), int(column), int(what), float(seconds), shown[0] if shown else self.shown)
 
     def script(self, clicks: Iterable[tuple[int, int, int, float]]) -> None:
         """Click without a mouse: (row, column, class, seconds)."""
@@ -237,7 +241,10 @@ class Labeller:
         elif key in "np":
             self._go(self.at + (1 if key == "n" else -1))
 
-    def _click(self, row: int, column: int, k: int, now: float) -> None:
+    def _click(self, row: int, column: int, k: int, now: float, shown: int) -> None:
+        """shown: what the expert saw, which a slow kernel may have left behind since; a click counts for that."""
+        if (self.outline or self.asked) and shown != self.shown:
+            return
         took = now - self._since if self._since is not None and now - self._since < PAUSE_S else np.nan
         self._since = now
         if self.outline:
@@ -250,7 +257,7 @@ class Labeller:
             self._go(self.at + 1)
             self._since = now  # looking at the next place takes time, too
         else:
-            place = (row, column, self.x)
+            place = (row, column, shown)
             self.rows = [r for r in self.rows if r[0] != place or np.isfinite(r[3])] + [(place, k, took, np.nan)]
             self.save()
         self._draw()

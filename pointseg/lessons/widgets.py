@@ -90,9 +90,10 @@ class SliceViewer:
 class ClickPicture(anywidget.AnyWidget):
     """A picture that writes down where it is clicked and, while it has the focus, which keys are pressed; shows dots.
 
-    All places are fractions of the picture as it is shown, so its size on the screen does not matter.  `clicks` and
-    `pressed` are logs that only grow: a busy kernel gets the latest state only, and a single click could be
-    overwritten by the next.  A digit chooses the class of the next click, without asking the kernel.
+    All places are fractions of the picture as it is shown, so its size on the screen does not matter.  `clicks` is a
+    log that only grows: a busy kernel gets the latest state only, and a single click could be overwritten by the next,
+    or a key by a click.  Each entry tells what was shown then, since a slow kernel changes the picture late.  A digit
+    chooses the class of the next click, without asking the kernel.
     """
 
     _esm = """
@@ -117,14 +118,16 @@ class ClickPicture(anywidget.AnyWidget):
                              left: ${100 * (column + 0.5) / columns}%; top: ${100 * (row + 0.5) / rows}%`;
         return dot;
       }));
+      const note = (row, column, what) => {
+        model.set("clicks", [...model.get("clicks"), [row, column, what, Date.now() / 1000, model.get("shown")]]);
+        model.save_changes();
+      };
       const pixel = (at, start, length, count) =>
         Math.min(count - 1, Math.max(0, Math.floor((at - start) / length * count)));
       box.addEventListener("click", (event) => {
         const shown = box.getBoundingClientRect();  // after all of the page's scaling
-        const click = [pixel(event.clientY, shown.top, shown.height, rows),
-                       pixel(event.clientX, shown.left, shown.width, columns), model.get("chosen"), Date.now() / 1000];
-        model.set("clicks", [...model.get("clicks"), click]);
-        model.save_changes();
+        note(pixel(event.clientY, shown.top, shown.height, rows),
+             pixel(event.clientX, shown.left, shown.width, columns), model.get("chosen"));
       });
       box.tabIndex = 0;
       box.style.outline = "none";
@@ -133,10 +136,10 @@ class ClickPicture(anywidget.AnyWidget):
         if (event.ctrlKey || event.metaKey || event.altKey) return;
         if (event.key >= "0" && event.key <= "5") {
           model.set("chosen", Number(event.key));
+          model.save_changes();
         } else if (model.get("heard").includes(event.key)) {
-          model.set("pressed", [...model.get("pressed"), [event.key, Date.now() / 1000]]);
+          note(-1, -1, model.get("heard").indexOf(event.key));
         } else return;
-        model.save_changes();
         event.preventDefault();  // else the notebook has keys of its own
         event.stopPropagation();
       });
@@ -153,9 +156,9 @@ class ClickPicture(anywidget.AnyWidget):
     picture = traitlets.Unicode().tag(sync=True)  # data URL
     dots = traitlets.List().tag(sync=True)  # [row, column, colour]
     chosen = traitlets.Int(1).tag(sync=True)  # class of the next click
-    clicks = traitlets.List().tag(sync=True)  # [row, column, class, seconds]
+    shown = traitlets.Int(0).tag(sync=True)  # what the picture is of, a number of one's own
     heard = traitlets.List().tag(sync=True)  # keys that are written down
-    pressed = traitlets.List().tag(sync=True)  # [key, seconds]
+    clicks = traitlets.List().tag(sync=True)  # [row, column, class, seconds, shown]; of a key [-1, -1, its number, ..]
 
 
 class PointPicker:

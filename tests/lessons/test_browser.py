@@ -54,6 +54,7 @@ def lab(tmp_path):
 def run_cell(page, address: str):
     """Open the notebook and run its cell.   -> the picture to click on"""
     page.goto(f"{address}/lab/tree/label.ipynb", timeout=WAIT_MS)
+    page.get_by_text("| Idle").wait_for(timeout=WAIT_MS)  # before the kernel is there nothing is run
     page.locator(".jp-CodeCell").first.click(timeout=WAIT_MS)
     page.keyboard.press("Shift+Enter")
     picture = page.locator(".jp-OutputArea-output [tabindex='0'] img").first

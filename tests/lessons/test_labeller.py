@@ -58,7 +58,7 @@ def test_keys_and_buttons_move_between_slices_and_stop_at_the_ends(case, tmp_pat
     labeller = Labeller(case.image, tmp_path, every=6)
     labeller.press("p")
     assert labeller.at == 0
-    labeller.canvas.pressed = [["n", 1.0], ["n", 2.0]]
+    labeller.canvas.clicks = [[-1, -1, 1, 1.0, 0], [-1, -1, 1, 2.0, 0]]
     assert labeller.at == 2 and f"slice {labeller.slices[2]} (3 of" in labeller.status.value
     labeller.buttons["previous"].click()
     assert labeller.at == 1
@@ -117,3 +117,16 @@ def test_random_places_are_asked_after_clicks_and_choose(case, tmp_path):
     assert len(labelled.train[0].values) == 5 and labelled.validation[0].weights is not None
     within = np.prod(volume.spacing_mm) * truth.size
     assert 0.3 * within < chance.stands_for_mm3.sum() < 3 * within
+
+
+def test_a_busy_kernel_attributes_clicks_to_what_the_expert_saw(case, tmp_path):
+    """Click, next, click before the new slice is there, click on it, undo: all arrive at once."""
+    labeller = Labeller(case.image, tmp_path, every=4, seed=1)
+    first, second = labeller.slices[:2]
+    labeller.canvas.set_state({"clicks": [
+        [10, 12, 1, 1.0, first], [-1, -1, 1, 2.0, first], [11, 12, 2, 3.0, first], [20, 8, 3, 4.0, second],
+        [21, 8, 4, 5.0, second], [-1, -1, 0, 6.0, second]]})
+    assert on_disk(tmp_path) == [(10, 12, first, 1), (11, 12, first, 2), (20, 8, second, 3)] and labeller.x == second
+    asker = Labeller(case.image, tmp_path, places=5)
+    asker.canvas.set_state({"clicks": [[0, 0, 1, 1.0, 0], [0, 0, 2, 1.2, 0], [0, 0, 3, 9.0, 1]]})  # a double click
+    assert [v for _, v, _, mm3 in asker.rows if np.isfinite(mm3)] == [1, 3] and asker.at == 2
