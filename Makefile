@@ -6,7 +6,9 @@
 
 PYTHON ?= python3.11
 ARGS ?=
-BENCHES ?= $(sort $(wildcard tests/bench_*.py))
+# Those that take many hours say so before they begin, and are named one by one.
+HOURS := $(patsubst %,tests/bench_%.py,terms minutes baseline clicks headline)
+BENCHES ?= $(filter-out $(HOURS),$(sort $(wildcard tests/bench_*.py)))
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -38,7 +40,7 @@ course: $(INSTALLED)  ## the students' copies of the assignments, into notebooks
 	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/nbgrader generate_assignment --force $$(basename $$folder) || exit 1; \
 	done
 
-bench: $(INSTALLED)  ## the benchmarks, an hour; some of them with BENCHES="tests/bench_kernels.py ..."
+bench: $(INSTALLED)  ## the benchmarks of an hour; others with BENCHES="tests/bench_minutes.py ..."
 	@for script in $(BENCHES); do \
 	  test -e "$$script" || { echo "no benchmarks (tests/bench_*.py) to run"; break; }; \
 	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
