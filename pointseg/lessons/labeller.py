@@ -252,15 +252,18 @@ class Labeller:
         elif self.asked:
             if not self.place:
                 return
-            self.rows.append((self.place, k, took, self.asked[self.at][1]))
-            self.save()
+            self._note(self.place, k, took, self.asked[self.at][1])
             self._go(self.at + 1)
             self._since = now  # looking at the next place takes time, too
         else:
-            place = (row, column, shown)
-            self.rows = [r for r in self.rows if r[0] != place or np.isfinite(r[3])] + [(place, k, took, np.nan)]
-            self.save()
+            self._note((row, column, shown), k, took, np.nan)
         self._draw()
+
+    def _note(self, place: tuple[int, int, int], k: int, took: float, mm3: float) -> None:
+        """A click corrects what was said of its voxel before: two classes there would be refused when it is read."""
+        before = [(p, k if p == place else v, s, m) for p, v, s, m in self.rows if p != place or np.isfinite(m)]
+        self.rows = [*before, (place, k, took, mm3)]
+        self.save()
 
     def _undo(self) -> None:
         if self.corners:

@@ -119,6 +119,18 @@ def test_random_places_are_asked_after_clicks_and_choose(case, tmp_path):
     assert 0.3 * within < chance.stands_for_mm3.sum() < 3 * within
 
 
+def test_an_answer_that_contradicts_a_click_corrects_it(case, tmp_path):
+    """Two classes on one voxel would be refused when the folder is read."""
+    Labeller(case.image, tmp_path).script([(10, 12, 1, 0.0), (30, 12, 4, 1.0)])
+    asker = Labeller(case.image, tmp_path, places=2)
+    asker.asked[0] = (asker.rows[0][0], asker.asked[0][1])  # chance asks for the very voxel
+    asker.script([(0, 0, 2, 5.0)])
+    assert [v for _, v, _, _ in Labeller(case.image, tmp_path).rows] == [4, 2]
+    labeller = Labeller(case.image, tmp_path)
+    labeller.script([(*asker.asked[0][0][:2], 3, 9.0, asker.asked[0][0][2])])
+    assert sorted(v for _, v, _, _ in Labeller(case.image, tmp_path).rows) == [3, 4]
+
+
 def test_a_busy_kernel_attributes_clicks_to_what_the_expert_saw(case, tmp_path):
     """Click, next, click before the new slice is there, click on it, undo: all arrive at once."""
     labeller = Labeller(case.image, tmp_path, every=4, seed=1)
