@@ -214,8 +214,14 @@ def _labels_of(scans: Sequence[Prepared], kind: str, seed: int, seconds: Seconds
 
 
 def draw_rivals(scans: Scans, seed: int, seconds: Seconds = BEARMAN) -> dict[str, Scans]:
-    """What the time for points on all slices buys in masks."""
-    return {kind.replace(" ", "_"): draw_labels(scans, kind, seed, seconds) for kind in ("slices", "whole scans")}
+    """What the time for points on all slices buys in masks; nothing where some scans have none."""
+    kinds = ("slices", "whole scans") if has_masks(scans) else ()
+    return {kind.replace(" ", "_"): draw_labels(scans, kind, seed, seconds) for kind in kinds}
+
+
+def has_masks(scans: Scans) -> bool:
+    """Whether all training and validation scans have one."""
+    return all(scan.mask is not None for scan in (*scans.train, *scans.validation))
 
 
 def unlabelled(scan: Prepared) -> Points:

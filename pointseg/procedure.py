@@ -17,7 +17,7 @@ from pointseg.estimate import class_weights
 from pointseg.fusion import Keep, answers, choose_smoothing, choose_threshold, fuse_all, just_make
 from pointseg.losses import Step, Term
 from pointseg.network import device
-from pointseg.points import draw_labels, draw_rivals, unlabelled
+from pointseg.points import draw_labels, draw_rivals, has_masks, unlabelled
 from pointseg.predict import Model, ThreeAxes
 from pointseg.preprocess import Prepared, Scans
 from pointseg.profiles import Profile, Schedule
@@ -57,9 +57,7 @@ def run(scans: Scans, profile: Profile, seed: int = 0, terms: Terms | None = Non
 
 def supervised(scans: Scans, seed: int, rivals: dict[str, Scans] | None = None) -> dict[str, Scans]:
     """What learns from masks, by arm: the reference from all, its rivals from some; no arm where a scan has no mask."""
-    if any(scan.mask is None for scan in (*scans.train, *scans.validation)):
-        return {}
-    return {"reference": scans} | (draw_rivals(scans, seed) if rivals is None else rivals)
+    return {"reference": scans} | (draw_rivals(scans, seed) if rivals is None else rivals) if has_masks(scans) else {}
 
 
 def learn(labelled: Scans, others: Sequence[Prepared], profile: Profile, seed: int, terms: Terms | None = None,
@@ -71,13 +69,7 @@ def learn(labelled: Scans, others: Sequence[Prepared], profile: Profile, seed: i
     only to be scored.  rounds: in each after the first, the answers of the result so far are the pseudo masks.
     """
     outcome, validation = Outcome({"result": labelled}), labelled.validation
-    mean, score = train_three(outcome, "weak", weak_makes(labelled, profile, seed, terms), validation, keep)
-    weak = {axis: outcome.models[axis] for axis in AXES}
-    smoothing, score_of_vote = choose_smoothing(weak, validation, keep)
-    if score_of_vote > score:
-        outcome.smoothing, outcome.pseudo = smoothing, fuse_all(weak, [*labelled.train, *others], smoothing, keep)
-    else:
-        outcome.pseudo = answers(mean, [*labelled.train, *others], "weak", keep)
+    make_pseudo_masks(outcome, labelled, [*labelled.train, *others], profile, seed, terms, keep)
     pseudo = outcome.pseudo
     for turn in range(1, rounds + 1):
         arm = "result" if turn == rounds else f"round{turn}"
@@ -86,6 +78,18 @@ def learn(labelled: Scans, others: Sequence[Prepared], profile: Profile, seed: i
         if turn < rounds:
             pseudo = answers(result, labelled.train, arm, keep)
     return outcome
+
+
+def make_pseudo_masks(outcome: Outcome, labelled: Scans, scans: Sequence[Prepared], profile: Profile, seed: int,
+                      terms: Terms | None = None, keep: Keep = just_make) -> None:
+    """Three weak models, and pseudo masks of these scans: their mean or their vote, which the labels say is better."""
+    mean, score = train_three(outcome, "weak", weak_makes(labelled, profile, seed, terms), labelled.validation, keep)
+    weak = {axis: outcome.models[axis] for axis in AXES}
+    smoothing, score_of_vote = choose_smoothing(weak, labelled.validation, keep)
+    if score_of_vote > score:
+        outcome.smoothing, outcome.pseudo = smoothing, fuse_all(weak, scans, smoothing, keep)
+    else:
+        outcome.pseudo = answers(mean, scans, "weak", keep)
 
 
 def train_three(outcome: Outcome, arm: str, makes: dict[str, Callable], validation: Sequence[Prepared],

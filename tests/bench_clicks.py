@@ -14,26 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from bench_minutes import PROFILE
-from folds import (
-    Run,
-    Silent,
-    collect,
-    options,
-    prepared,
-    publish,
-    read_arrays,
-    scans_of,
-    seconds_a_step,
-    work_through,
-)
+from folds import Run, measure, options, read_arrays, scans_of
 
-from pointseg.fusion import choose_threshold
 from pointseg.kernels import confusion_matrix
 from pointseg.points import Care, Points, draw_labels, sample_points
-from pointseg.predict import ThreeAxes
-from pointseg.procedure import terms_named, train_weak
+from pointseg.procedure import Outcome, train_three, weak_makes
 from pointseg.report.compare import Row, by_patient, difference, in_text, interval, resampled, time_of
-from pointseg.slices import AXES
 from pointseg.volume import CLASSES
 
 CAREFUL = "anywhere, exact"
@@ -50,9 +36,8 @@ def do(arrays: Path, run: Run) -> list[Row]:
     clicked = [Points.of(scan, sample_points(scan.mask, np.random.default_rng((run.seed, i)), care=care,
                                              spacing_mm=scan.spacing_mm)) for i, scan in enumerate(scans.train)]
     labelled = replace(draw_labels(scans, "points", run.seed), train=clicked)
-    terms = terms_named(PROFILE.terms, PROFILE)
-    weak = {axis: train_weak(labelled, axis, PROFILE, run.seed, terms, Silent(axis))[0] for axis in AXES}
-    three, _ = choose_threshold(ThreeAxes(**weak), labelled.validation)
+    makes = weak_makes(labelled, PROFILE, run.seed)
+    three, _ = train_three(Outcome({}), "weak", makes, labelled.validation)
     rows, time = [], time_of(labelled, scans)
     for scan in scans.test:
         truth = data.own[scan.name]
@@ -80,13 +65,8 @@ def main() -> None:
     p = options(f"{__doc__}\nlines: {', '.join(LINES)}", "out/clicks")
     p.add_argument("--figure", type=Path, help="where to draw what each kind of carelessness costs")
     o = p.parse_args()
-    if not o.report and prepared(o):
-        runs = [Run(line, repeat, fold) for repeat in o.repeats for fold in o.folds for line in o.lines or LINES]
-        step, steps = seconds_a_step(), sum(PROFILE.weak.rounds) * PROFILE.weak.round_steps
-        work_through(runs, do, lambda run: 3 * steps * step * 1.2, o)
-    rows = collect(o.out)
-    if o.csv:
-        publish(rows, o)
+    steps = 3 * sum(PROFILE.weak.rounds) * PROFILE.weak.round_steps
+    rows = measure(LINES, do, lambda run, step: 1.2 * steps * step, o)
     report(rows)
     if o.figure:
         draw(rows, o.figure)

@@ -16,29 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from folds import (
-    ORDERED,
-    Run,
-    Silent,
-    collect,
-    confusions,
-    options,
-    prepared,
-    publish,
-    read_arrays,
-    scans_of,
-    seconds_a_step,
-    work_through,
-)
+from folds import ORDERED, Run, confusions, measure, options, read_arrays, scans_of
 
-from pointseg.fusion import answers, choose_smoothing, choose_threshold, fuse_all
 from pointseg.points import SAGITTAL, Points, sample_points, sample_slices
-from pointseg.predict import ThreeAxes
 from pointseg.preprocess import Prepared, Scans
-from pointseg.procedure import terms_named, train_full, train_weak
+from pointseg.procedure import Outcome, make_pseudo_masks, train_full
 from pointseg.profiles import CLASSROOM
 from pointseg.report.compare import REFERENCE, Curves, Row, in_text, interval, time_of
-from pointseg.slices import AXES
 from pointseg.volume import BACKGROUND, UNLABELLED
 
 PROFILE = replace(CLASSROOM, weak=replace(CLASSROOM.weak, rounds=(2, 1, 1, 0)))
@@ -131,24 +115,16 @@ def do(arrays: Path, run: Run) -> list[Row]:
     labelled = labelled_by(ARMS[run.line], scans, run.seed)
     time, learned = time_of(labelled, scans), labelled
     if of_points(run.line):
-        learned = replace(labelled, train=pseudo_masks(labelled, run.seed))
-    model, _ = train_full(learned, "sagittal", PROFILE, run.seed, Silent("sagittal"))
+        outcome = Outcome({})
+        make_pseudo_masks(outcome, labelled, labelled.train, PROFILE, run.seed)
+        learned = replace(labelled, train=[outcome.pseudo[scan.name] for scan in labelled.train])
+    model, _ = train_full(learned, "sagittal", PROFILE, run.seed)
     rows = []
     for scan in scans.test:
         about = (run.line, run.repeat, run.fold, "test", scan.name, data.patients[scan.name])
         rows += [Row(*about, answer, *time, in_text(matrix))
                  for answer, matrix in confusions(model.probabilities(scan), scan, data.own[scan.name]).items()]
     return rows
-
-
-def pseudo_masks(labelled: Scans, seed: int) -> list[Prepared]:
-    """As `procedure.learn` makes them: the mean of three weak models or their vote, which the labels say is better."""
-    terms = terms_named(PROFILE.terms, PROFILE)
-    weak = {axis: train_weak(labelled, axis, PROFILE, seed, terms, Silent(axis))[0] for axis in AXES}
-    mean, score = choose_threshold(ThreeAxes(**weak), labelled.validation)
-    smoothing, of_vote = choose_smoothing(weak, labelled.validation)
-    made = fuse_all(weak, labelled.train, smoothing) if of_vote > score else answers(mean, labelled.train, "weak")
-    return [made[scan.name] for scan in labelled.train]
 
 
 def report(rows: list[Row]) -> None:
@@ -187,13 +163,8 @@ def main() -> None:
     p = options(f"{__doc__}\narms: {', '.join(ARMS)}", "out/minutes")
     p.add_argument("--figure", type=Path, help="where to draw the curves")
     o = p.parse_args()
-    if not o.report and prepared(o):
-        runs = [Run(arm, repeat, fold) for repeat in o.repeats for fold in o.folds for arm in o.lines or ARMS]
-        step, full, weak = seconds_a_step(), *(sum(s.rounds) * s.round_steps for s in (PROFILE.full, PROFILE.weak))
-        work_through(runs, do, lambda run: step * 1.2 * (full + 3 * weak * of_points(run.line)), o)
-    rows = collect(o)
-    if o.csv:
-        publish(rows, o)
+    full, weak = (sum(s.rounds) * s.round_steps for s in (PROFILE.full, PROFILE.weak))
+    rows = measure(ARMS, do, lambda run, step: step * 1.2 * (full + 3 * weak * of_points(run.line)), o)
     report(rows)
     if o.figure:
         from pointseg.report import plot  # needs matplotlib, which a bare machine with a GPU lacks

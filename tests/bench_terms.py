@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from folds import Run, Silent, collect, options, prepared, publish, read_arrays, scans_of, seconds_a_step, work_through
+from folds import Run, Silent, measure, options, read_arrays, scans_of
 from scipy import ndimage
 from torch import Tensor
 
@@ -301,7 +301,7 @@ def finals(rules: dict[str, Answer], weak: dict, labelled: Scans, seed: int) -> 
     for name, rule in (rules | {"undisputed": undisputed}).items():
         if name != "average":
             learned = replace(labelled, train=[scan.with_mask(rule(scan)) for scan in labelled.train])
-            answers[name] = train_full(learned, "sagittal", HALF, seed, Silent(name))[0].labels
+            answers[name] = train_full(learned, "sagittal", HALF, seed)[0].labels
     return answers
 
 
@@ -341,14 +341,8 @@ def comparisons() -> list[tuple[str, str, str, tuple[str, str]]]:
 
 def main() -> None:
     o = options(f"{__doc__}\nlines: {', '.join(LINES)}", "out/terms").parse_args()
-    if not o.report and prepared(o):
-        runs = [Run(line, repeat, fold) for repeat in o.repeats for fold in o.folds for line in o.lines or LINES]
-        step = seconds_a_step()
-        work_through(runs, do, lambda run: step * 1.2 * (3 * STEPS * LINES[run.line].passes  # 1.2: to load and score
-                                                         + 4 * FINAL_STEPS * (run.line == FINALS)), o)
-    rows = collect(o)
-    if o.csv:
-        publish(rows, o)
+    rows = measure(LINES, do, lambda run, step: step * 1.2 * (3 * STEPS * LINES[run.line].passes  # 1.2: load and score
+                                                              + 4 * FINAL_STEPS * (run.line == FINALS)), o)
     report(rows)
 
 

@@ -4,12 +4,13 @@ import argparse
 import gzip
 import json
 import multiprocessing
+import os
 import pickle
 import random
 import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
@@ -114,12 +115,29 @@ def work_through(runs: Sequence[Run], do: Callable[[Path, Run], list[Row]], seco
     hours = sum(map(seconds, missing)) / 3600
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are done; the others take about {hours:.1f} core hours, "
           f"{hours / o.processes:.1f} hours with {o.processes} processes", flush=True)
+    os.environ["TQDM_DISABLE"] = "1"  # of the processes that begin here: bars of several runs would mix
     end = time.monotonic() + 60 * o.minutes
     with ProcessPoolExecutor(o.processes, multiprocessing.get_context("spawn"), one_core) as pool:
         jobs = {pool.submit(keep, do, o.arrays, o.out, run, end): run for run in missing}
         for job in as_completed(jobs):
             if (took := job.result()) is not None:
                 print(f"{jobs[job].file}: {took:.0f} s", flush=True)
+
+
+def measure(lines: Collection[str], do: Callable[[Path, Run], list[Row]], seconds: Callable[[Run, float], float],
+            o: argparse.Namespace) -> list[Row]:
+    """Do the runs that are asked for, publish where that is asked for.   -> all rows that there are
+
+    seconds: of a run on one core, given those of a training step of the classroom profile.
+    """
+    if not o.report and prepared(o):
+        step = seconds_a_step()
+        runs = [Run(line, repeat, fold) for repeat in o.repeats for fold in o.folds for line in o.lines or lines]
+        work_through(runs, do, lambda run: seconds(run, step), o)
+    rows = collect(o)
+    if o.csv:
+        publish(rows, o)
+    return rows
 
 
 def one_core() -> None:

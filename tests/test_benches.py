@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import bench_baseline
+import bench_clicks
 import bench_minutes
 import bench_terms
 import folds
@@ -42,10 +43,11 @@ def data(monkeypatch) -> folds.Data:
     scans = {s.name: s for s in map(scan, range(12))}
     data = folds.Data(scans, {name: s.mask for name, s in scans.items()},
                       {name: f"patient {i // 2 if i < 4 else i}" for i, name in enumerate(scans)})  # two have two scans
-    for bench in (bench_terms, bench_minutes):
+    for bench in (bench_terms, bench_minutes, bench_clicks):
         monkeypatch.setattr(bench, "read_arrays", lambda arrays: data)
     monkeypatch.setattr(bench_terms, "HALF", PROFILE)
-    monkeypatch.setattr(bench_minutes, "PROFILE", PROFILE)
+    for bench in (bench_minutes, bench_clicks):
+        monkeypatch.setattr(bench, "PROFILE", PROFILE)
     return data
 
 
@@ -194,3 +196,25 @@ def test_the_baseline_runs_on_masks_and_points(data, monkeypatch):
         assert [row.scan for row in rows if row.answer == folds.ORDERED] == [
             s.name for s in folds.scans_of(data, 1).test]
         assert all((row.matrix.sum(1) == np.bincount(data.own[row.scan].ravel())).all() for row in rows)
+
+
+@pytest.mark.parametrize("line", bench_clicks.LINES)
+def test_a_way_to_click_runs_and_is_scored_on_test_scans(data, line):
+    rows = bench_clicks.do(Path(), folds.Run(line, 0, 3))
+    assert [row.scan for row in rows] == [s.name for s in folds.scans_of(data, 3).test]
+    assert all((row.matrix.sum(1) == np.bincount(data.own[row.scan].ravel())).all() for row in rows)
+
+
+@pytest.mark.parametrize(("bench", "line", "answer"), [
+    (bench_terms, "P", "mean"), (bench_minutes, "slices: every 7th", folds.ORDERED),
+    (bench_baseline, "3-D U-Net: masks", folds.AS_IT_IS), (bench_clicks, "misses: 1 mm", "weak models")])
+def test_a_bench_reports_what_is_there(bench, line, answer, tmp_path, monkeypatch, capsys):
+    matrix = " ".join(str(n) for n in np.diag([900, 9, 9, 9, 9, 9]).ravel())
+    part = "validation" if bench is bench_terms else "test"
+    axes = [(axis, "9 0 0 9") for axis in ("transverse", "coronal", "sagittal")] if bench is bench_terms else []
+    folds.write_rows(tmp_path / "all.csv", [Row(line, 0, 0, part, "s", "p", name, 1.0, 0, 1, text)
+                                            for name, text in [(answer, matrix), *axes]])
+    monkeypatch.setattr("sys.argv", ["bench", "--report", "--out", str(tmp_path), "--csv", str(tmp_path / "all.csv")])
+    bench.main()
+    assert line in (said := capsys.readouterr().out) and "1.000 [1.000, 1.000]" in said
+    assert "commit" in (tmp_path / "about.json").read_text()

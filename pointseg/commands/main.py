@@ -118,7 +118,7 @@ def import_options(p: argparse.ArgumentParser) -> None:
                              "napari's CSV and VerSe's centroids; a file's name begins with that of its scan.")
     g.add_argument("--scans", type=Path, metavar="DIR", help="where the scans are")
     g.add_argument("-o", "--output", type=Path, metavar="OUT_DIR", help="dataset folder to write or to add to")
-    p = p.add_argument_group("of folder, and the last three of points")
+    p = p.add_argument_group("of folder, and the last two of points")
     p.add_argument("--labels", nargs="+", metavar="VALUE=NAME", help="what the masks' values mean: C1..C7, T1..T13, "
                    "L1..L6, S1, background, unlabelled, or vertebra where levels are not known; such as 1=L1 2=L2")
     p.add_argument("--images", metavar="PATTERN", help="images below RAW_DIR, with one * for the case (default "

@@ -5,7 +5,7 @@ scan: a kernel may stop at any moment.  At the end the folder trains: `pointseg 
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import ipywidgets
@@ -14,11 +14,12 @@ from IPython.display import display
 from skimage.draw import polygon
 
 from pointseg.datasets.manifest import Case, add_to_manifest, read_manifest
-from pointseg.lessons.widgets import DOTS, ClickPicture, _legend, _png, _size_px
+from pointseg.lessons.widgets import DOTS, ClickPicture, legend, png_of, size_px
 from pointseg.points import SAGITTAL, draw_places
 from pointseg.report import plot
 from pointseg.report.plot import Figure, overlay
 from pointseg.scans.clicks import read_clicks, write_clicks
+from pointseg.scans.outlines import numbered
 from pointseg.scans.volumes import read_volume, stem, write_mask, write_volume
 from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Clicks, ScanError, Volume
 
@@ -82,18 +83,13 @@ class Labeller:
             labels = np.where(self.mask == UNLABELLED, BACKGROUND, self.mask)
             write_mask(self.files["vert.nii.gz"], labels, self.volume.geometry, verse=True)
         levels = sorted({v for _, v, _, _ in self.rows if v} | {int(v) for v in np.unique(self.mask) if 0 < v < 6})
+        numbers = map(str, numbered(self.volume, SAGITTAL, slices))
         case = Case("clicked", self.case, self.patient, self.volume.modality, self.files["img.nii.gz"],
                     self.files["vert.nii.gz"] if slices else None, levels=tuple(CLASSES[k] for k in levels),
                     points=self.files["points.csv"] if self.rows else None,
-                    labelled="sagittal " + " ".join(map(str, self._numbers(slices))) if slices else "")
+                    labelled=" ".join(["sagittal", *numbers]) if slices else "")
         if slices or self.rows:
             add_to_manifest(self.folder, [case])
-
-    def _numbers(self, slices: Sequence[int]) -> list[int]:
-        """Of canonical sagittal slices their numbers in the file."""
-        _, flips = self.volume.geometry.axes
-        count = self.volume.image.shape[SAGITTAL]
-        return sorted(count - 1 - x if SAGITTAL in flips else x for x in slices)
 
     @property
     def clicks(self) -> Clicks:
@@ -147,7 +143,7 @@ class Labeller:
     # --- what is shown
 
     def _build(self) -> None:
-        height, width = _size_px(self.volume.image.shape[:2], self.volume.spacing_mm[:2])
+        height, width = size_px(self.volume.image.shape[:2], self.volume.spacing_mm[:2])
         self.canvas = ClickPicture(shape=list(self.volume.image.shape[:2]), ratio=width / height, width_px=width,
                                    heard=list(KEYS))
         self.overview = ClickPicture(shape=list(self.volume.image.shape[:2]), ratio=width / height,
@@ -162,7 +158,7 @@ class Labeller:
                                 "p previous" + (", Enter closes the outline" if self.outline else ""))
         self.widget = ipywidgets.VBox([self.choice, ipywidgets.HBox([self.canvas, self.overview]),
                                        ipywidgets.HBox(list(buttons.values())), self.status, help_,
-                                       ipywidgets.HTML(_legend())])
+                                       ipywidgets.HTML(legend())])
         ipywidgets.jslink((self.choice, "index"), (self.canvas, "chosen"))
         self.canvas.observe(self._clicked, "clicks")
         for name, key in (("previous", "p"), ("next", "n"), ("undo", "z"), ("close", "Enter")):
@@ -170,7 +166,7 @@ class Labeller:
 
     def _picture(self, plane: np.ndarray, labels: np.ndarray | None) -> str:
         low, high = map(float, np.percentile(plane, plot.WINDOW_PERCENTILES))
-        png = _png(plane.astype(np.float32), labels, self.volume.spacing_mm[:2], (low, max(high, low + 1)))
+        png = png_of(plane.astype(np.float32), labels, self.volume.spacing_mm[:2], (low, max(high, low + 1)))
         return "data:image/png;base64," + base64.b64encode(png).decode()
 
     @property

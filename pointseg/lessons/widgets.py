@@ -49,7 +49,7 @@ class SliceViewer:
         self.caption = ipywidgets.HTML()
         self.widget = ipywidgets.VBox([
             self.axis, self.index, ipywidgets.HBox([self.opacity, self.shown]), self.picture, self.caption,
-            ipywidgets.HTML(_legend())])
+            ipywidgets.HTML(legend())])
         self._turn()
         self.axis.observe(self._turn, "value")
         for control in (self.index, self.shown, self.opacity):
@@ -80,7 +80,7 @@ class SliceViewer:
         plane, axis, at = self.axis.value, AXES[self.axis.value], self.index.value
         labels = self.labels.take(at, axis) if self.shown.value and not self.points else None
         points = (self.labels, axis, at) if self.shown.value and self.points else None
-        self.picture.value = _png(self.image.take(at, axis), labels, np.delete(self.spacing_mm, axis), self.window,
+        self.picture.value = png_of(self.image.take(at, axis), labels, np.delete(self.spacing_mm, axis), self.window,
                                   self.opacity.value, points)
         left, right, top, bottom = plot.SIDES[plane]
         self.caption.value = (f"{plane} slice {at} of 0..{self.index.max}; left edge {left}, right {right}, "
@@ -176,7 +176,7 @@ class PointPicker:
         low, high = np.percentile(self.image, plot.WINDOW_PERCENTILES)
         self.window = float(low), float(max(high, low + 1e-6))
         self._clicked: list[tuple[int, int, int, float]] = []
-        height, width = _size_px(self.image.shape, spacing_mm)
+        height, width = size_px(self.image.shape, spacing_mm)
         self.canvas = ClickPicture(shape=list(self.image.shape), ratio=width / height, width_px=width)
         self.choice = ipywidgets.ToggleButtons(options=CLASSES, value="L1", style={"button_width": "auto"})
         self.undo = ipywidgets.Button(description="undo")
@@ -184,7 +184,7 @@ class PointPicker:
         self.shown = ipywidgets.ToggleButton(description="show the mask", disabled=truth is None)
         self.status = ipywidgets.HTML()
         self.widget = ipywidgets.VBox([self.choice, self.canvas, ipywidgets.HBox([self.undo, self.clear, self.shown]),
-                                       self.status, ipywidgets.HTML(_legend())])
+                                       self.status, ipywidgets.HTML(legend())])
         ipywidgets.jsdlink((self.choice, "index"), (self.canvas, "chosen"))  # at once, without asking the kernel
         self.canvas.observe(self._click, "clicks")
         self.undo.on_click(lambda _: self._keep(self._clicked[:-1]))
@@ -250,20 +250,20 @@ class PointPicker:
         self.status.value = f"{len(clicked)} points{pace}"
 
     def _draw(self, _=None) -> None:
-        png = _png(self.image, self.truth if self.shown.value else None, self.spacing_mm, self.window)
+        png = png_of(self.image, self.truth if self.shown.value else None, self.spacing_mm, self.window)
         self.canvas.picture = "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def _size_px(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[int, int]:
+def size_px(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[int, int]:
     """Height and width of a plane on the screen, a millimetre equally long in both."""
     extent_mm = np.multiply(shape, spacing_mm)
     return tuple(max(1, round(mm)) for mm in extent_mm * np.min(VIEW_PX / extent_mm))
 
 
-def _png(image: np.ndarray, labels: np.ndarray | None, spacing_mm: tuple[float, float], window: tuple[float, float],
+def png_of(image: np.ndarray, labels: np.ndarray | None, spacing_mm: tuple[float, float], window: tuple[float, float],
          opacity: float = 0.45, points: tuple[np.ndarray, int, int] | None = None) -> bytes:
     """One plane (H, W) as a picture without a margin, with a mask (H, W) or with the points of a volume."""
-    height, width = _size_px(image.shape, spacing_mm)
+    height, width = size_px(image.shape, spacing_mm)
     figure = Figure((width / 100, height / 100), dpi=100)
     ax = figure.add_axes((0, 0, 1, 1))
     overlay(ax, image, np.zeros(image.shape, np.uint8) if labels is None else labels, spacing_mm, opacity,
@@ -276,6 +276,6 @@ def _png(image: np.ndarray, labels: np.ndarray | None, spacing_mm: tuple[float, 
     return buffer.getvalue()
 
 
-def _legend() -> str:
+def legend() -> str:
     return " ".join(f'<span style="color: {colour}; -webkit-text-stroke: 0.4px black">&#9632;</span> {name}'
                     for colour, name in zip(COLOURS, CLASSES[1:], strict=True))

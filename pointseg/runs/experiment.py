@@ -103,8 +103,7 @@ class Plan:
         return replace(labelled, validation=scans.validation) if self.validation_masks else labelled
 
     def rivals(self, scans: Scans) -> dict[str, Scans]:
-        masks = all(scan.mask is not None for scan in (*scans.train, *scans.validation))
-        return draw_rivals(scans, self.seed, self.seconds) if masks else {}
+        return draw_rivals(scans, self.seed, self.seconds)
 
     def independent(self, scans: Scans) -> dict[str, Callable[..., tuple[Model, History]]]:
         """What trains each model that waits for no other, by its name."""

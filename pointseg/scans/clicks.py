@@ -12,6 +12,7 @@ vertebrae by name or VerSe's number are background, as in masks.
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -28,7 +29,7 @@ COLUMNS = ("level", "x_mm", "y_mm", "z_mm", "slice", "seconds", "stands_for_mm3"
 NAPARI = ("axis-0", "axis-1", "axis-2")
 WRITTEN = (".csv", ".mrk.json", ".fcsv", ".json")
 EXPECTED_LEVEL = "L1..L5, VerSe's 20..24, or bg"
-VERSE_L1 = 20
+VERSE_L1 = 20  # VerSe: 1..7 = C1..C7, 8..19 = T1..T12, 20..25 = L1..L6, 26 sacrum, 27 coccyx, 28 = T13
 OTHERS = {f"{letter}{n}" for letter, count in (("C", 7), ("T", 13), ("S", 5)) for n in range(1, count + 1)} | {"L6"}
 LPS_OF = {"LPS": (1, 1, 1), "RAS": (-1, -1, 1), "1": (1, 1, 1), "0": (-1, -1, 1)}  # by name and by Slicer's old number
 OPPOSITE = dict(zip("LRPAIS", "RLAPSI", strict=True))
@@ -113,7 +114,8 @@ def write_clicks(path: str | Path, clicks: Clicks, geometry: Geometry) -> None:
     path, stored, values = Path(path), stored_of(clicks.places, geometry), clicks.values
     mm, names = geometry.to_mm(stored), ["bg" if v == BACKGROUND else CLASSES[v] for v in values]
     if path.name.lower().endswith(".mrk.json"):
-        labels = [f"{name}-{names[:i].count(name) + 1}" for i, name in enumerate(names)]
+        counts = {name: itertools.count(1) for name in names}
+        labels = [f"{name}-{next(counts[name])}" for name in names]
         write_json(path, {"markups": [{
             "type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": [
                 {"id": str(i), "label": label, "position": place.tolist(), "positionStatus": "defined"}
@@ -153,7 +155,7 @@ def class_of(text: str) -> int | None:
         return BACKGROUND
     if name in CLASSES[1:]:
         return CLASSES.index(name)
-    if name in OTHERS or name == "T13":
+    if name in OTHERS:
         return BACKGROUND
     if re.fullmatch(r"\d+(\.0+)?", name) and 8 <= float(name) <= 28:  # 1..7 may be VerSe's neck, or classes
         level = int(float(name)) - VERSE_L1 + 1

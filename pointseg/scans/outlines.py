@@ -5,6 +5,7 @@ A manifest's column `labelled` says which slices were painted, as "sagittal pain
 """
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,11 +33,10 @@ def outlined(volume: Volume, labelled: str, path: Path) -> Volume:
         if numbers[-1] >= count:
             raise ScanError(f"{path}: found labelled slice {numbers[-1]}, expected 0..{count - 1}, of {count} {plane} "
                             "slices")
-        _, flips = volume.geometry.axes
-        kept = np.array([count - 1 - n if axis in flips else n for n in numbers])
+        kept = np.array(numbered(volume, axis, numbers))
         if lost := sorted(set(np.flatnonzero(shown).tolist()) - set(kept.tolist())):
-            at = [count - 1 - n if axis in flips else n for n in lost]
-            raise ScanError(f"{path}: found labels on {plane} slices {', '.join(map(str, sorted(at)[:5]))}, expected "
+            at = ", ".join(map(str, numbered(volume, axis, lost)[:5]))
+            raise ScanError(f"{path}: found labels on {plane} slices {at}, expected "
                             f"them on {', '.join(which)} alone; name these slices too")
     mask = np.full_like(volume.mask, UNLABELLED)
     chosen = tuple(kept if a == axis else slice(None) for a in range(3))
@@ -44,15 +44,21 @@ def outlined(volume: Volume, labelled: str, path: Path) -> Volume:
     return replace(volume, mask=mask, notes=(*volume.notes, *_forgotten(volume, kept, axis, path)))
 
 
+def numbered(volume: Volume, axis: int, slices: Iterable[int]) -> list[int]:
+    """Of slices of the canonical array their numbers in the file, and the other way round; rising."""
+    _, flips = volume.geometry.axes
+    count = volume.image.shape[axis]
+    return sorted(count - 1 - i if axis in flips else i for i in slices)
+
+
 def _forgotten(volume: Volume, kept: np.ndarray, axis: int, path: Path) -> list[str]:
     """Levels that two painted slices show and the painted one between them does not, though it lies next to one."""
     levels = [set(np.unique(volume.mask.take(i, axis)).tolist()) - {BACKGROUND, UNLABELLED} for i in sorted(kept)]
-    _, flips = volume.geometry.axes
-    count, doubts = volume.mask.shape[axis], []
+    doubts = []
     for (a, before), (i, here), (b, after) in zip(*(itertools.islice(zip(sorted(kept), levels, strict=True), n, None)
                                                     for n in range(3))):
         if (missing := (before & after) - here) and (i - a == 1 or b - i == 1):
-            number = count - 1 - i if axis in flips else i
+            number, = numbered(volume, axis, [i])
             doubts.append(f"{path}: {PLANES[axis]} slice {number} shows no {CLASSES[min(missing)]}, which the painted "
                           "slices beside it do")
     return doubts

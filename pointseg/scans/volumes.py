@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from pointseg.scans.clicks import read_clicks
+from pointseg.scans.clicks import VERSE_L1, read_clicks
 from pointseg.scans.files import write_image
 from pointseg.scans.reading import read_image
 from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Geometry, ScanError, Volume
 
-VERSE_L1 = 20  # VerSe: 1..7 = C1..C7, 8..19 = T1..T12, 20..25 = L1..L6, 26 sacrum, 27 coccyx, 28 = T13
 VERSE_TO_CLASS = {v: v - VERSE_L1 + 1 if VERSE_L1 <= v < VERSE_L1 + 5 else BACKGROUND for v in range(29)}
 VERTEBRA = 99  # in the masks of dataset folders beside VerSe's numbers: a vertebra of unknown level
 SCHEMES = {"verse": VERSE_TO_CLASS, "classes": {c: c for c in range(len(CLASSES))},  # mask value -> class
