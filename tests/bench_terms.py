@@ -6,11 +6,12 @@
 A run is a line in a fold: three weak models at half the classroom's schedule, from points, chosen by points.  Its rows
 are the confusion matrices of each validation and training scan on the prepared grid.  Test scans are not looked at.
 Printed: Dice_wi of each line, and its difference to the line it is a change of, with a 95 % interval that resamples
-patients.  With twenty lines one false finding is expected: a finding is what holds again in another repeat.
+patients.  With twenty lines one false finding is expected: a finding is what holds again in another repeat, with new
+points and first weights (`--repeats 1`).
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from pointseg.profiles import CLASSROOM, Profile
 from pointseg.report.compare import (
     Row,
     by_patient,
-    difference,
+    compared,
     in_text,
     interval,
     resampled,
@@ -306,29 +307,37 @@ def finals(rules: dict[str, Answer], weak: dict, labelled: Scans, seed: int) -> 
 
 
 def report(rows: list[Row]) -> None:
-    for repeat in sorted({row.repeat for row in rows}):
-        of_repeat = [row for row in rows if row.repeat == repeat]
-        print(f"\nrepeat {repeat}: Dice_wi on validation scans, prepared grid, with 95 % intervals over patients")
-        print(f"{'':<52}{'folds':>6}{'trans.':>8}{'cor.':>7}{'sag.':>7}  {'together':<22}{'train':>6}   difference")
-        for title, line, answer, than in comparisons():
-            chosen = [row for row in of_repeat if row.line == line]
-            if not chosen:
-                print(f"{title:<52}   not run")
-                continue
-            ours = by_patient(chosen, part="validation", answer=answer)
-            if not ours:
-                continue
-            weak = [weighted_dice(sum(by_patient(chosen, part="validation", answer=axis).values()))
-                    if line != FINALS else np.nan for axis in AXES]
-            training = by_patient(chosen, part="train", answer=answer)
-            text = (f"{title:<52}{len({row.fold for row in chosen}):>6}{weak[0]:>8.3f}{weak[1]:>7.3f}{weak[2]:>7.3f}  "
-                    + "{:.3f} [{:.3f}, {:.3f}]  ".format(*interval(resampled(ours)))
-                    + (f"{interval(resampled(training, 1))[0]:>6.3f}" if training else " " * 6))
-            theirs = by_patient([r for r in of_repeat if r.line == than[0]], part="validation", answer=than[1])
-            if than != (line, answer) and theirs:
-                value, low, high = difference(ours, theirs)
-                text += f"   {value:+.3f} [{low:+.3f}, {high:+.3f}] to {than[0]}: {verdict(low, high)}"
-            print(text)
+    scored = [row for row in rows if row.part == "validation"]
+    print("\nDice_wi on validation scans, prepared grid; differences, with 95 % intervals over patients, of the first "
+          "points and weights, of new ones, of all")
+    print(f"{'':<52}{'runs':>5}{'trans.':>8}{'cor.':>7}{'sag.':>7}  {'together':<22}{'train':>6}")
+    for title, line, answer, than in comparisons():
+        ours = by_patient(scored, line=line, answer=answer)
+        if not ours:
+            print(f"{title:<52}   not run")
+            continue
+        text = f"{title:<52}{len({(row.repeat, row.fold) for row in scored if row.line == line}):>5}"
+        for axis, width in zip(AXES, (8, 7, 7), strict=True):
+            of_axis = by_patient(scored, line=line, answer=axis)
+            text += f"{weighted_dice(sum(of_axis.values())):>{width}.3f}" if of_axis else " " * width
+        text += "  {:.3f} [{:.3f}, {:.3f}]  ".format(*interval(resampled(ours)))
+        training = by_patient(rows, part="train", line=line, answer=answer)
+        text += f"{weighted_dice(sum(training.values())):>6.3f}" if training else " " * 6
+        if than != (line, answer):
+            shown = verdicts(scored, (line, answer), than)
+            text += f"   to {than[0]}: " + ", ".join(
+                "{:+.3f} [{:+.3f}, {:+.3f}]".format(*x) if x else "-" for x in shown.values())
+            text += f" {verdict(*shown['all'][1:])}" if shown["all"] else ""
+        print(text)
+
+
+def verdicts(scored: Sequence[Row], ours: tuple[str, str], than: tuple[str, str]) -> dict[str, tuple | None]:
+    """The difference in the first runs, again with new points and first weights, and of all together; None: not run."""
+    of = {"first": [row for row in scored if row.repeat == 0], "again": [row for row in scored if row.repeat > 0],
+          "all": scored}
+    return {name: compared(part, ours, than) if all(by_patient(part, line=line, answer=answer)
+                                                    for line, answer in (ours, than)) else None
+            for name, part in of.items()}
 
 
 def comparisons() -> list[tuple[str, str, str, tuple[str, str]]]:

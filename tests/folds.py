@@ -183,7 +183,7 @@ def publish(rows: Sequence[Row], o: argparse.Namespace) -> None:
         about = json.loads(path.read_text())
     about[o.csv.name] = {"commit": o.commit or commit, "folds": sorted({row.fold for row in rows}),
                          "repeats": sorted({row.repeat for row in rows}), "scans": " ".join(o.source),
-                         "machine": timing.machine()}
+                         "machine": o.machine or timing.machine()}
     path.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
@@ -217,6 +217,7 @@ def options(doc: str, out: str) -> argparse.ArgumentParser:
                                                "else is needed")
     p.add_argument("--csv", type=Path, help="all rows in one file, for notebook 11, and about.json beside it")
     p.add_argument("--commit", help="of which the runs are, for about.json, where it is not this one")
+    p.add_argument("--machine", help="on which they ran, for about.json, where it is not this one")
     p.add_argument("--report", action="store_true", help="only print what is there")
     return p
 

@@ -8,7 +8,7 @@ import bench_terms
 import nbformat
 import pytest
 
-from pointseg.report.compare import by_patient, difference, read_rows, verdict
+from pointseg.report.compare import read_rows, verdict
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "notebooks" / "results"
@@ -29,12 +29,11 @@ CLAIMS = sorted({(path.name, *claim) for path in TEXTS for claim in CLAIM.findal
 @pytest.fixture(scope="module")
 def shown() -> dict[str, tuple[str, str]]:
     """Of each line of the arena what it is compared with, and the word for it."""
-    rows = [row for row in read_rows(RESULTS / "terms.csv") if row.part == "validation" and row.repeat == 0]
+    rows = [row for row in read_rows(RESULTS / "terms.csv") if row.part == "validation"]
     words = {}
     for title, line, answer, than in bench_terms.comparisons():
-        ours, theirs = (by_patient(rows, line=a, answer=b) for a, b in ((line, answer), than))
-        if ours and theirs and (line, answer) != than:
-            words[title] = than[0], verdict(*difference(ours, theirs)[1:])
+        if (line, answer) != than and (of_all := bench_terms.verdicts(rows, (line, answer), than)["all"]):
+            words[title] = than[0], verdict(*of_all[1:])
     return words
 
 

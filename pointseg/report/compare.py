@@ -105,6 +105,13 @@ def difference(ours: Matrices, theirs: Matrices) -> tuple[float, float, float]:
     return interval(resampled({p: ours[p] for p in both}) - resampled({p: theirs[p] for p in both}))
 
 
+def compared(rows: Sequence[Row], ours: tuple[str, str], theirs: tuple[str, str]) -> tuple[float, float, float]:
+    """Difference of two methods, (line, answer) each, over the folds and repeats that both have."""
+    runs = [{(row.repeat, row.fold) for row in rows if (row.line, row.answer) == method} for method in (ours, theirs)]
+    alike = [row for row in rows if (row.repeat, row.fold) in runs[0] & runs[1]]
+    return difference(*(by_patient(alike, line=line, answer=answer) for line, answer in (ours, theirs)))
+
+
 class Curves:
     """What labels of each kind are worth: arms named "kind: amount", by their time.   rows: of test scans
 

@@ -1,5 +1,7 @@
 """Intervals that resample patients, and the words of the notebooks against the committed results."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
@@ -10,6 +12,7 @@ from pointseg.preprocess import Prepared, Scans
 from pointseg.report.compare import (
     Row,
     by_patient,
+    compared,
     difference,
     in_text,
     interval,
@@ -38,6 +41,15 @@ def test_a_patient_with_two_scans_is_pooled_and_other_parts_are_left_out():
     rows = [row(), row(scan="a/2", matrix=((1, 0), (0, 1))), row("b"), row("b", part="test"), row("b", line="PC")]
     pooled = by_patient(rows, line="P", part="validation")
     assert pooled["a"].tolist() == [[6, 1], [2, 5]] and pooled["b"].tolist() == [[5, 1], [2, 4]]
+
+
+def test_methods_are_compared_over_the_runs_that_both_have():
+    bad = ((1, 5), (5, 1))
+    rows = [row(), row("b"), replace(row(), repeat=1), replace(row("b"), fold=3, confusion=in_text(np.array(bad))),
+            row(answer="vote"), row("b", answer="vote")]
+    assert compared(rows, ("P", "vote"), ("P", "mean")) == (0, 0, 0)
+    with pytest.raises(ValueError, match="no patient"):
+        compared(rows, ("PC", "mean"), ("P", "mean"))
 
 
 def test_value_is_dice_of_all_voxels():
