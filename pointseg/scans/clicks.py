@@ -243,7 +243,7 @@ def _signs(path: Path, row: str, system: object) -> tuple[int, int, int]:
 def _from_json(path: Path, text: str, geometry: Geometry) -> tuple[list[_Point], bool]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ScanError(f"{path}: is no whole JSON file ({error}), expected 3D Slicer's markups or VerSe's centroids; "
                         "export it again") from None
     try:
