@@ -107,17 +107,29 @@ def known_truth(mask: np.ndarray, num_classes: int) -> np.ndarray:
     return mask if num_classes > 2 else np.where(mask == UNLABELLED, mask, mask != BACKGROUND).astype(np.uint8)
 
 
+def tells_sizes(labelled: Prepared) -> bool:
+    """Whether the labels of a scan's vertebrae are enough for their sizes, not one or two clicks in each."""
+    points = few_labels(labelled)
+    if points is None or points.weights is not None or in_whole_slices(points).any():
+        return True
+    counts = np.bincount(points.values, minlength=len(CLASSES))[1:]
+    return counts.max() >= 3 or not counts.any()
+
+
 def class_weights(labelled: Sequence[Prepared], num_classes: int, power: float) -> Tensor:
     """Weights that undo how labels are drawn: (share of voxels / share of labels) ** power.   -> (K,), mean 1.
 
     Five background points stand for far more pixels than three points in a vertebra.  Weighted by what each point
     stands for (power 1), the point loss estimates the full mask's cross-entropy; unweighted (power 0, the thesis's
-    text) it lets vertebrae grow.  With masks all weights are 1.
+    text) it lets vertebrae grow.  With masks all weights are 1, and where no scan tells the sizes of its classes.
     """
     def shares(counts: np.ndarray) -> np.ndarray:
         counts = np.array([counts[0], counts[1:].sum()]) if num_classes == 2 else counts
         return counts / counts.sum()
 
+    labelled = [scan for scan in labelled if tells_sizes(scan)]
+    if not labelled:
+        return torch.ones(num_classes)
     voxels = shares(sum(class_voxels(scan) for scan in labelled))
     labels = shares(sum(np.bincount(few.values if (few := few_labels(scan)) else scan.mask.ravel(),
                                     minlength=UNLABELLED + 1)[:len(CLASSES)] for scan in labelled))

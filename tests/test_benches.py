@@ -13,6 +13,7 @@ from pathlib import Path
 import bench_baseline
 import bench_clicks
 import bench_minutes
+import bench_points_only
 import bench_terms
 import folds
 import numpy as np
@@ -20,10 +21,12 @@ import pytest
 import torch
 from tiny import TINY
 
-from pointseg.points import Points, few_labels
+from pointseg.datasets.manifest import Case, write_manifest
+from pointseg.points import Points, draw_labels, few_labels
 from pointseg.preprocess import Prepared, Scans
 from pointseg.report.compare import Row, read_rows
-from pointseg.volume import BACKGROUND, UNLABELLED
+from pointseg.scans.volumes import write_volume
+from pointseg.volume import BACKGROUND, UNLABELLED, Geometry, Volume
 
 TWO_STEPS = replace(TINY.weak, divisors=(1, 1), rounds=(1, 1), round_steps=1)
 PROFILE = replace(TINY, weak=TWO_STEPS, full=TWO_STEPS)
@@ -43,10 +46,10 @@ def data(monkeypatch) -> folds.Data:
     scans = {s.name: s for s in map(scan, range(12))}
     data = folds.Data(scans, {name: s.mask for name, s in scans.items()},
                       {name: f"patient {i // 2 if i < 4 else i}" for i, name in enumerate(scans)})  # two have two scans
-    for bench in (bench_terms, bench_minutes, bench_clicks):
+    for bench in (bench_terms, bench_minutes, bench_clicks, bench_points_only):
         monkeypatch.setattr(bench, "read_arrays", lambda arrays: data)
     monkeypatch.setattr(bench_terms, "HALF", PROFILE)
-    for bench in (bench_minutes, bench_clicks):
+    for bench in (bench_minutes, bench_clicks, bench_points_only):
         monkeypatch.setattr(bench, "PROFILE", PROFILE)
     return data
 
@@ -205,9 +208,48 @@ def test_a_way_to_click_runs_and_is_scored_on_test_scans(data, line):
     assert all((row.matrix.sum(1) == np.bincount(data.own[row.scan].ravel())).all() for row in rows)
 
 
+@pytest.fixture
+def real(data, tmp_path, monkeypatch) -> Path:
+    """The same scans as a dataset folder with masks, on a grid of 1 mm, which is prepared on theirs of 2 mm."""
+    monkeypatch.setattr(bench_points_only, "PROFILE", replace(PROFILE, grid_mm=2.0))
+    cases = []
+    for name, s in data.scans.items():
+        mask = s.mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+        image, own, spacing = s.image.repeat(2, 0).repeat(2, 1).repeat(2, 2), name.split("/")[1], (1.0,) * 3
+        data.own[name] = mask
+        volume = Volume(image.astype(np.int16), mask, spacing, name, "MR", Geometry.canonical(mask.shape, spacing))
+        files = [tmp_path / f"{own}_{kind}.nii.gz" for kind in ("img", "vert")]
+        write_volume(files[0], volume, files[1])
+        cases.append(Case("tiny", own, data.patients[name], "MR", *files))
+    write_manifest(tmp_path, cases)
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", (bench_points_only.MASKS, bench_points_only.ALONE))
+def test_the_whole_procedure_runs_with_and_without_masks(data, real, line):
+    rows = bench_points_only.do(real, Path(), folds.Run(line, 0, 3))
+    assert [row.scan for row in rows] == [s.name for s in folds.scans_of(data, 3).test for _ in range(2)]
+    assert all((row.matrix.sum(1) == np.bincount(data.own[row.scan].ravel())).all() for row in rows)
+
+
+def test_a_folder_without_masks_has_as_many_points_as_masks_would_give_and_places_to_choose_by(data, real):
+    scans = folds.scans_of(data, 3)
+    alone = bench_points_only.without_masks(real, scans, 0)
+    assert all(s.mask is None for s in alone.train + alone.validation) and all(s.mask is not None for s in alone.test)
+    drawn = draw_labels(scans, "points", 0)
+    for known, before in zip(draw_labels(alone, "points", 0).train, drawn.train, strict=True):
+        truth = data.scans[known.name].mask
+        assert known.name == before.name and (truth[tuple(known.places.T)] == known.values).all()
+        counts = [np.bincount(of.values, minlength=6) for of in (known, before)]
+        assert (counts[0] <= counts[1]).all() and (counts[0] > 0.8 * counts[1]).all()  # some fall on one voxel
+    for scan in alone.validation:
+        assert len(scan.clicks.values) == bench_points_only.PLACES and np.isfinite(scan.clicks.stands_for_mm3).all()
+
+
 @pytest.mark.parametrize(("bench", "line", "answer"), [
     (bench_terms, "P", "mean"), (bench_minutes, "slices: every 7th", folds.ORDERED),
-    (bench_baseline, "3-D U-Net: masks", folds.AS_IT_IS), (bench_clicks, "misses: 1 mm", "weak models")])
+    (bench_baseline, "3-D U-Net: masks", folds.AS_IT_IS), (bench_clicks, "misses: 1 mm", "weak models"),
+    (bench_points_only, bench_points_only.ALONE, bench_points_only.RESULT)])
 def test_a_bench_reports_what_is_there(bench, line, answer, tmp_path, monkeypatch, capsys):
     matrix = " ".join(str(n) for n in np.diag([900, 9, 9, 9, 9, 9]).ravel())
     part = "validation" if bench is bench_terms else "test"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pointseg.scans.clicks import has_places
 from pointseg.scans.files import whole_file
 from pointseg.scans.outlines import outlined
 from pointseg.scans.volumes import read_volume
@@ -50,6 +51,11 @@ class Case:
     def names_levels(self) -> bool:
         """Whether the mask tells L1 from L2.  Without that a case can serve models of two classes alone."""
         return NAMELESS not in self.levels
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether a prediction of it can be scored: by a mask, or at places that chance has chosen."""
+        return self.mask is not None or has_places(self.points)
 
     def read(self) -> Volume:
         """The scan and what is known of it: its mask must show a lumbar vertebra, or there is nothing to learn."""

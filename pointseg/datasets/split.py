@@ -40,17 +40,21 @@ def split_cases(cases: Sequence[Case], seed: int = 0) -> Split:
     """Split 4/6, 1/6, 1/6 by patient, each source on its own.
 
     Depends on the seed and the set of cases, not on their order, and a source's split not on the other sources, with
-    one exception: a part left empty in the end takes a patient from the largest.
+    one exception: a part left empty in the end takes a patient from the largest.  Patients who cannot be scored, since
+    they have clicks alone, train.
     """
     patients = sorted({(c.source, c.patient) for c in cases})  # the same name in two sources is two people
     if len(patients) < 3:
         raise ScanError(f"found {len(patients)} patients, expected at least 3, one each for training, validation and "
                         "test; add scans of other patients")
+    unchecked = {(c.source, c.patient) for c in cases if not c.is_checked}
     parts: list[list[tuple[str, str]]] = [[], [], []]
     for source in sorted({source for source, _ in patients}):
         rest = [p for p in patients if p[0] == source]
         random.Random(f"{seed} {source}").shuffle(rest)  # seeded by text: alike on every machine, unlike hash()
-        for part, count in zip(parts, largest_remainder(len(rest), SIXTHS)):
+        rest.sort(key=lambda p: p not in unchecked)  # these first, and else as shuffled
+        train = max(largest_remainder(len(rest), SIXTHS)[0], sum(p in unchecked for p in rest))
+        for part, count in zip(parts, (train, *largest_remainder(len(rest) - train, SIXTHS[1:])), strict=True):
             part.extend(rest[:count])
             del rest[:count]
     for part in parts:

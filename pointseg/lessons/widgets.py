@@ -130,6 +130,7 @@ class ClickPicture(anywidget.AnyWidget):
              pixel(event.clientX, shown.left, shown.width, columns), model.get("chosen"));
       });
       box.tabIndex = 0;
+      box.dataset.lmSuppressShortcuts = "true";  // Notebook 7 takes z and 0 for its own before they come here
       box.style.outline = "none";
       box.addEventListener("mouseenter", () => box.focus({ preventScroll: true }));
       box.addEventListener("keydown", (event) => {
@@ -140,7 +141,7 @@ class ClickPicture(anywidget.AnyWidget):
         } else if (model.get("heard").includes(event.key)) {
           note(-1, -1, model.get("heard").indexOf(event.key));
         } else return;
-        event.preventDefault();  // else the notebook has keys of its own
+        event.preventDefault();
         event.stopPropagation();
       });
       model.on("change:picture", drawPicture);

@@ -75,6 +75,15 @@ def read_clicks(path: str | Path, geometry: Geometry) -> tuple[Clicks, list[str]
     return _without_twins(path, points, canonical_of(stored, geometry))
 
 
+def has_places(path: Path) -> bool:
+    """Whether a file of clicks tells classes of places that chance has chosen.   `read_clicks` names what is wrong."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return any(row.get(COLUMNS[-1]) for row in csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+
+
 def join(read: Sequence[tuple[Clicks, list[str]]], paths: Sequence[Path]) -> tuple[Clicks, list[str]]:
     """The clicks of several files of one scan; two classes on one voxel are refused here, too."""
     of: dict[tuple[int, ...], tuple[Path, int]] = {}
@@ -243,7 +252,7 @@ def _signs(path: Path, row: str, system: object) -> tuple[int, int, int]:
 def _from_json(path: Path, text: str, geometry: Geometry) -> tuple[list[_Point], bool]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ScanError(f"{path}: is no whole JSON file ({error}), expected 3D Slicer's markups or VerSe's centroids; "
                         "export it again") from None
     try:

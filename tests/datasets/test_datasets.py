@@ -96,6 +96,20 @@ def test_seeds_differ_and_every_patient_gets_tested():
     assert len(tested) == 12 and max(tested.values()) < 30  # 10 each on average
 
 
+def test_patients_with_clicks_alone_train(tmp_path):
+    """Of six patients two have places that chance has chosen: one validates, one is tested, whatever the seed."""
+    cases = []
+    for c in cases_of(a=6):
+        mm3 = "7.5" if int(c.case) < 2 else ""
+        (tmp_path / c.case).write_text(f"level,x_mm,y_mm,z_mm,stands_for_mm3\nL1,1,1,1,\nL1,1,1,2,{mm3}\n")
+        cases.append(replace(c, mask=None, points=tmp_path / c.case))
+    for seed in range(6):
+        split = split_cases(cases, seed)
+        assert sorted(c.case for c in split.validation + split.test) == ["000", "001"] and len(split.test) == 1
+    assert counts(split_cases(cases[:3])) == (1, 1, 1) and split_cases(cases[:3]).train == (cases[2],)
+    assert counts(split_cases([*cases, *cases_of(b=6)])) == (8, 2, 2)
+
+
 def test_source_splits_do_not_depend_on_each_other():
     def alone(split: Split) -> list[list[Case]]:
         return [[c for c in part if c.source == "a"] for part in (split.train, split.validation, split.test)]

@@ -19,9 +19,11 @@ from pointseg.datasets.importers import convert, plos, spider, usiegen, uwspine,
 from pointseg.datasets.importers.base import Found, LeftOut
 from pointseg.datasets.manifest import read_manifest
 from pointseg.datasets.split import published_split, split_cases
-from pointseg.points import sample_points
+from pointseg.estimate import class_weights
+from pointseg.points import draw_points
+from pointseg.preprocess import prepare
 from pointseg.scans.files import WriteError
-from pointseg.scans.volumes import geometry_of, read_volume, to_own_geometry
+from pointseg.scans.volumes import geometry_of, read_volume, to_canonical, to_own_geometry
 from pointseg.volume import UNLABELLED, Geometry, ScanError
 
 SHAPE, SPACING = (44, 14, 12), (3.0, 2.5, 2.0)  # canonical (z, y, x)
@@ -377,11 +379,30 @@ def test_centroids_are_labels_to_learn_from_and_score_identification(tmp_path, c
     uw_case(tmp_path / "raw", "spine-1/p1", "1", 0)
     cases, _ = run("uwspine", tmp_path / "raw", tmp_path / "out", capsys)
     volume = cases["1"].read()
-    points = sample_points(volume.mask, np.random.default_rng(0))
-    assert set(np.unique(points)) >= {1, 2, 3, 4, 5, UNLABELLED}
-    drawn = points != UNLABELLED
     classes = np.where((truth() >= 20) & (truth() <= 24), truth() - 19, 0)
-    assert (points[drawn] == classes[drawn]).all()
+    scan = prepare(volume, 4.0)
+    learned, = draw_points([scan], 0)  # one click a level, no voxel of the balls
+    assert [np.count_nonzero(learned.values == k) for k in range(1, 6)] == [1] * 5
+    assert (classes[tuple(volume.clicks.places.T)] == volume.clicks.values).all()
+    for k in range(1, 6):
+        click, = volume.clicks.places[volume.clicks.values == k]
+        assert click == pytest.approx(np.argwhere(truth() == k + 19).mean(0), abs=0.51)
+    assert (class_weights([learned], 6, 0.65) == 1).all()  # which tells no sizes
+    chosen_by, = draw_points([scan], 0, to_choose=True)
+    assert len(chosen_by.values) > len(learned.values)
+
+
+@pytest.mark.parametrize("direction", [LPI, np.diag([1.0, 1, 1])], ids=["LPI", "LPS"])
+def test_background_clicks_of_centroids_lie_where_no_lumbar_vertebra_reaches(tmp_path, direction):
+    image = sitk.GetImageFromArray(np.zeros((90, 8, 8), np.uint8))
+    image.SetSpacing((2.0, 2.0, 4.0))
+    image.SetDirection(direction.ravel())
+    centres = {v: (8.0, 8.0, 8.0 + 12 * (v - 20)) for v in (20, 21, 22, 23, 24)}
+    mask = uwspine.mask_of(image, centres, tmp_path)
+    clicks = uwspine.clicks_of(mask, centres)
+    assert np.bincount(clicks.values).tolist() == [25, 1, 1, 1, 1, 1]
+    view = to_canonical(mask, geometry_of(mask))[tuple(clicks.places.T)]
+    assert (view == np.where(clicks.values > 0, clicks.values + 19, 0)).all()
 
 
 # --- VerSe ---

@@ -1,16 +1,20 @@
 """Labelling a whole scan by script: what is on disk is what was clicked, whenever one stops."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from folds import ORDERED
 
 pytest.importorskip("ipywidgets")
 pytest.importorskip("anywidget")
 
 from pointseg.datasets.manifest import read_manifest
 from pointseg.datasets.phantom import write_phantoms
-from pointseg.lessons.labeller import Labeller
+from pointseg.lessons.labeller import EVERY, EVERY_COSTS, Labeller
 from pointseg.points import draw_labels
 from pointseg.preprocess import Scans, prepare
+from pointseg.report.compare import Curves, read_rows
 from pointseg.scans.clicks import read_clicks
 from pointseg.volume import UNLABELLED, ScanError
 
@@ -43,6 +47,17 @@ def test_three_slices_with_undo_and_a_restart(case, tmp_path):
     assert on_disk(tmp_path) == [*kept, (30, 9, third, 3)]
     seconds = read_clicks(read_manifest(tmp_path)[0].points, again.volume.geometry)[0].seconds
     assert np.isnan(seconds[0]) and seconds[1] == 3.0 and seconds[3] == 1.5
+
+
+def test_the_tool_tells_what_its_default_costs_as_the_results_have_it(case, tmp_path):
+    rows = read_rows(Path(__file__).parents[2] / "notebooks" / "results" / "minutes.csv")
+    curves = Curves([row for row in rows if row.answer == ORDERED])
+    at, all_of = (f"{curves.share(line):.1%} {{}}{curves.dice[line][0]:.2f}".format
+                  for line in (f"points: every {EVERY}th slice", "points: every slice"))
+    expected = (f"points on every {EVERY}th slice take {at('of the time for full masks and gave Dice_wi ')}, "
+                f"on every slice {all_of('and ')} (notebooks/results/minutes.csv)")
+    assert expected in Labeller(case.image, tmp_path).widget.children[-2].value
+    assert EVERY_COSTS not in Labeller(case.image, tmp_path, every=6).widget.children[-2].value
 
 
 def test_a_click_on_a_click_corrects_it_and_undoing_all_leaves_no_file(case, tmp_path):

@@ -21,7 +21,7 @@ from pointseg.scans.volumes import (
     to_canonical,
     turned,
 )
-from pointseg.volume import BACKGROUND, UNLABELLED, ScanError
+from pointseg.volume import BACKGROUND, UNLABELLED, Clicks, ScanError
 
 BODIES, WHOLE = "vertebral bodies", "whole vertebrae"
 LEVELS = {**{v: f"C{v}" for v in range(1, 8)}, **{v: f"T{v - 7}" for v in range(8, 20)},
@@ -58,6 +58,7 @@ class Read:
     mask: sitk.Image  # uint8 on the image's grid, VerSe's numbers, UNLABELLED, or VERTEBRA
     flaw: str = ""
     as_stored: bool = True  # the image is what its file holds: that can be copied
+    clicks: Clicks | None = None  # where a source knows a point in each vertebra, these are what trains
 
 
 def relabel(path: Path, mask: sitk.Image, known: dict[int, int]) -> sitk.Image:

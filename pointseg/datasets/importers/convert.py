@@ -26,8 +26,9 @@ from pointseg.datasets.importers.base import (
 )
 from pointseg.datasets.manifest import CENTROIDS, NAMELESS, Case, add_to_manifest, earlier_cases
 from pointseg.datasets.split import split_cases
+from pointseg.scans.clicks import write_clicks
 from pointseg.scans.files import WriteError, check_folder, first_line, whole_file, write_image
-from pointseg.scans.volumes import VERTEBRA
+from pointseg.scans.volumes import VERTEBRA, geometry_of
 from pointseg.volume import BACKGROUND, UNLABELLED, ScanError
 
 REPORT = "import.csv"
@@ -61,7 +62,7 @@ class Report:
         if any(not c.names_levels for c in cases):
             lines.append("  its vertebrae have no levels, so it serves 2-class models alone: train --axis transverse")
         if any(c.mask_extent == CENTROIDS for c in cases):
-            lines.append("  it knows one point a vertebra: the weakest labels; evaluate scores their identification")
+            lines.append("  it knows one click a vertebra: the weakest labels; evaluate scores their identification")
         usable = [c for c in cases if not c.flaw]
         if len({c.patient for c in usable}) >= 3:
             split = split_cases(usable)
@@ -77,10 +78,11 @@ class Report:
 def convert(module, raw: Path, out: Path) -> Report:
     """Convert a raw folder to a dataset folder; sources that `out` holds already stay in its manifest.
 
-    Images go to OUT/SOURCE/CASE_img.nii.gz, masks to CASE_vert.nii.gz, and OUT/SOURCE/import.csv says what became of
-    each scan.  A scan that cannot be used is left out, with the reason; of several copies of an image the first is
-    taken.  The manifest is written last, so a conversion that was broken off leaves the old one.  Cases that it names
-    already, of this source or others, stay in it: a dataset may come in several archives.
+    Images go to OUT/SOURCE/CASE_img.nii.gz, masks to CASE_vert.nii.gz, clicks to CASE_points.csv, and
+    OUT/SOURCE/import.csv says what became of each scan.  A scan that cannot be used is left out, with the reason; of
+    several copies of an image the first is taken.  The manifest is written last, so a conversion that was broken off
+    leaves the old one.  Cases that it names already, of this source or others, stay in it: a dataset may come in
+    several archives.
     """
     if not raw.is_dir():
         raise ScanError(f"{raw}: no such folder, expected the raw dataset; check the path")
@@ -139,9 +141,12 @@ def _write(module, found: Found, read: Read, copies: "Copies", out: Path) -> Cas
     else:
         write_image(image, read.image)
     write_image(mask, read.mask)
+    points = image.with_name(f"{found.case}_points.csv") if read.clicks else None
+    if points:
+        write_clicks(points, read.clicks, geometry_of(read.image))
     levels = tuple(NAMELESS if v == VERTEBRA else LEVELS[v] for v in cranial_to_caudal(labelled))
     return Case(module.SOURCE, found.case, found.patient, module.MODALITY, image, mask, module.MASK_EXTENT, levels,
-                "; ".join(filter(None, flaws)), found.part)
+                "; ".join(filter(None, flaws)), found.part, points)
 
 
 def doubts(mask: sitk.Image, labelled: Sequence[int]) -> list[str]:

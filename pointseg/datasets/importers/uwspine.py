@@ -1,8 +1,9 @@
 """UWSpine: CT with the centre of each vertebra (Glocker et al. 2013).   spine-N/patientNNNN/SCAN/SCAN.nii.gz + .lml
 
 A .lml file has a line for each vertebra: id, name, x, y, z between tabs, in mm from the first voxel along the stored
-axes; L1..L5 = 200, 210 .. 240.  Of each vertebra a ball around its centre is labelled; background is only what no
-lumbar vertebra can reach, all else is unlabelled, and so is what lies beyond the last one where that is not L1 or L5.
+axes; L1..L5 = 200, 210 .. 240.  Each centre becomes a click, with some in what no lumbar vertebra can reach: they
+train.  To choose and to score identification by there is a mask: a ball around each centre, background as far off as
+said, and UNLABELLED all else, also beyond the last vertebra where that is not L1 or L5.
 """
 
 import math
@@ -15,9 +16,11 @@ import SimpleITK as sitk
 
 from pointseg.datasets.importers.base import LEVELS, LUMBAR, Found, LeftOut, Read, files_below, hide_ends, like
 from pointseg.datasets.manifest import CENTROIDS
+from pointseg.points import BACKGROUND_POINTS
+from pointseg.scans.clicks import canonical_of
 from pointseg.scans.reading import read_image
-from pointseg.scans.volumes import stem
-from pointseg.volume import BACKGROUND, UNLABELLED, ScanError
+from pointseg.scans.volumes import VERSE_TO_CLASS, geometry_of, stem
+from pointseg.volume import BACKGROUND, UNLABELLED, Clicks, ScanError
 
 SOURCE, MODALITY, MASK_EXTENT = "uwspine", "CT", CENTROIDS
 LAYOUT = "spine-N/CASE/SCAN/SCAN.nii.gz beside SCAN.lml"
@@ -58,8 +61,9 @@ def _people(names: list[tuple[str, str]]) -> list[str]:
 
 def read(found: Found) -> Read:
     stored = read_image(found.image)
-    mask = mask_of(stored.image, read_centres(found.masks[0]), found.masks[0])
-    return Read(stored.image, hide_ends(mask), as_stored=not stored.notes)
+    centres = read_centres(found.masks[0])
+    mask = hide_ends(mask_of(stored.image, centres, found.masks[0]))
+    return Read(stored.image, mask, as_stored=not stored.notes, clicks=clicks_of(mask, centres))
 
 
 def read_centres(path: Path) -> dict[int, tuple[float, float, float]]:
@@ -101,3 +105,16 @@ def mask_of(image: sitk.Image, centres: dict[int, tuple[float, float, float]], p
             np.minimum(nearest, squared, out=nearest)
         plane[nearest > BACKGROUND_MM**2] = BACKGROUND
     return like(image, out)
+
+
+def clicks_of(mask: sitk.Image, centres: dict[int, tuple[float, float, float]]) -> Clicks:
+    """The voxel of each centre, and for each five random ones that `mask` calls background, where it has so many."""
+    values, rng = sitk.GetArrayViewFromImage(mask), np.random.default_rng(0)
+    tried = rng.integers(values.shape, size=(1000, 3))  # of a large CT all background voxels would take gigabytes
+    far = np.unique(tried[values[tuple(tried.T)] == BACKGROUND][:BACKGROUND_POINTS * len(centres)], axis=0)[:, ::-1]
+    near = np.reshape(list(centres.values()), (-1, 3)) / mask.GetSpacing()
+    near = np.rint(near).clip(0, np.array(mask.GetSize()) - 1)
+    classes = [VERSE_TO_CLASS[v] for v in centres] + [BACKGROUND] * len(far)
+    places = canonical_of(np.concatenate([near, far]).astype(np.int64), geometry_of(mask)).astype(np.int32)
+    unknown = np.full(len(places), np.nan)
+    return Clicks(places, np.array(classes, np.uint8), unknown, unknown)
