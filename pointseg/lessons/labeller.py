@@ -26,8 +26,8 @@ from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Clicks, ScanError, 
 KEYS = ("z", "n", "p", "Enter")  # undo, next slice, previous slice, close an outline; 0..5 choose a class
 FAINT = 0.35
 EVERY = 4
-EVERY_COSTS = ("points on every 4th slice take 3.5% of the time for full masks and gave Dice_wi 0.78, on every slice "
-               "14.1% and 0.80 (notebooks/results/minutes.csv)")
+EVERY_COSTS = ("points on every 4th slice take 3.5% of the time for full masks and gave Dice_wi 0.76, on every slice "
+               "14.1% and 0.78 (notebooks/results/minutes.csv)")
 PAUSE_S = 120.0  # who takes longer for a click was not labelling
 
 
