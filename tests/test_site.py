@@ -15,7 +15,8 @@ LOOK = """async () => {
     await window.MathJax?.startup?.promise;
     const all = selector => [...document.querySelectorAll(selector)];
     const seen = {links: all("a[href]").map(a => a.href), names: all("[id]").map(e => e.id),
-                  wide: document.documentElement.scrollWidth - innerWidth,
+                  wide: Math.max(document.documentElement.scrollWidth,  // cut off at the foot of a page counts too
+                                 ...all(".prev-next-info").map(e => e.getBoundingClientRect().right)) - innerWidth,
                   formulas: all(".math").length, typeset: all(".math > mjx-container").length,
                   wrong: all("mjx-merror").length};
     all("pre, code").forEach(e => e.remove());
