@@ -16,7 +16,7 @@ IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 
 LESSONS := $(sort $(wildcard notebooks/*.ipynb)) $(sort $(wildcard notebooks/course/source/*/*.ipynb))
 
-.PHONY: help run test lab notebooks course bench clean
+.PHONY: help run test lab notebooks course site bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,14 @@ course: $(INSTALLED)  ## the students' copies of the assignments, into notebooks
 	cd notebooks/course && for folder in source/*/; do \
 	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/nbgrader generate_assignment --force $$(basename $$folder) || exit 1; \
 	done
+
+site: $(INSTALLED)  ## notebooks as saved, READMEs and the modules' source as web pages, from out/site/index.html on
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.lock -r notebooks/site/requirements.lock
+	rm -rf out/site out/site.part
+	$(BIN)/python -m sphinx -q -W -c notebooks/site -d out/site.part/doctrees . out/site.part/html
+	mv out/site.part/html out/site
+	rm -r out/site.part
+	SITE=out/site $(BIN)/python -m pytest -q tests/test_site.py
 
 bench: $(INSTALLED)  ## the benchmarks of an hour; others with BENCHES="tests/bench_minutes.py ..."
 	@for script in $(BENCHES); do \
