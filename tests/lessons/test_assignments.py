@@ -22,10 +22,10 @@ def course(tmp_path):
 
 def test_a_copied_folder_is_an_error(course):
     shutil.copytree(course / "source" / "separation", course / "source" / "entropy")
-    with pytest.raises(SystemExit, match=r"entropy: found separation.ipynb, expected entropy.ipynb alone"):
+    with pytest.raises(ValueError, match=r"entropy: found separation.ipynb, expected entropy.ipynb alone"):
         assignments(course)
     (course / "source" / "entropy" / "separation.ipynb").unlink()
-    with pytest.raises(SystemExit, match="entropy: found no notebook"):
+    with pytest.raises(ValueError, match="entropy: found no notebook"):
         assignments(course)
 
 
@@ -51,7 +51,7 @@ def test_it_is_filled_in(name):
 @pytest.mark.parametrize("name, words", [("separation", "exists already"), ("../entropy", "expected one like"),
                                          ("Entropy", "expected one like")])
 def test_names_that_it_cannot_have(course, name, words):
-    with pytest.raises(SystemExit, match=words):
+    with pytest.raises(ValueError, match=words):
         new(name, course)
 
 
