@@ -16,7 +16,7 @@ IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 
 LESSONS := $(sort $(wildcard notebooks/*.ipynb)) $(sort $(wildcard notebooks/course/source/*/*.ipynb))
 
-.PHONY: help run test lab notebooks course site bench clean
+.PHONY: help run test lab notebooks course assignment site bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -36,9 +36,12 @@ notebooks: $(INSTALLED)  ## run every notebook and save it with its outputs
 	$(BIN)/python notebooks/execute.py
 
 course: $(INSTALLED)  ## the students' copies of the assignments, into notebooks/course/release
-	cd notebooks/course && for folder in source/*/; do \
-	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/nbgrader generate_assignment --force $$(basename $$folder) || exit 1; \
+	@names=$$($(BIN)/python notebooks/course/assignments.py) && cd notebooks/course && for name in $$names; do \
+	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/nbgrader generate_assignment --force $$name || exit 1; \
 	done
+
+assignment: $(INSTALLED)  ## a new assignment of the course, to be filled in: make assignment NAME=entropy
+	@$(BIN)/python notebooks/course/assignments.py $(or $(NAME),$(error make assignment NAME=entropy: found no NAME))
 
 site: $(INSTALLED)  ## notebooks as saved, READMEs and the modules' source as web pages, from out/site/index.html on
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.lock -r notebooks/site/requirements.lock

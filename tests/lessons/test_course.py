@@ -1,11 +1,9 @@
-"""The assignments in notebooks/course: what students are handed, and how nbgrader grades what they hand in.
+"""What students are handed of notebooks/course, and how nbgrader grades it: as `assignments.grade` does.
 
-In each assignment four students hand in: one the source's own solution, the others the wrong answers that are planted
-in planted/<assignment>.py.
+The solution of each assignment is handed in, and one of its wrong answers.
 """
 
 import os
-import runpy
 import shutil
 import sys
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from assignments import COURSE, NAMES, answers, grade, is_graded, is_solution, solution
 from nbformat import NotebookNode
 
 pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install '.[course]'")
@@ -21,12 +20,6 @@ nbclient = pytest.importorskip("nbclient")
 from nbgrader.api import Gradebook  # noqa: E402
 from nbgrader.apps import NbGraderAPI  # noqa: E402
 from traitlets.config import PyFileConfigLoader  # noqa: E402
-
-TESTS = Path(__file__).parent
-COURSE = TESTS.parents[1] / "notebooks" / "course"
-ASSIGNMENTS = sorted(path.stem for path in COURSE.glob("source/*/*.ipynb"))
-ANSWERS = ["solution", "wrong-0", "wrong-1", "wrong-2"]  # the students, by what they hand in
-WITH_BENCH = ("separation", "solution")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object of type:sqlalchemy.exc.SAWarning")  # nbgrader's own
 
@@ -37,7 +30,6 @@ class Course:
 
     folder: Path
     assignment: str
-    wrong: list[tuple[str, float, str]]  # planted answers: solution cell, points lost, words of the message
     api: NbGraderAPI
 
     def notebook(self, *parts: str) -> NotebookNode:
@@ -46,28 +38,15 @@ class Course:
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts, self.assignment, f"{self.assignment}.ipynb")
 
-    def hand_in(self, student: str) -> None:
-        """The student's copy with one cell filled in.  The bench takes long and is not graded: one student runs it."""
+    def hand_in(self, student: str, answer: str) -> None:
+        """The student's copy with one cell filled in, without the bench: it takes long and is not graded."""
         notebook = self.notebook("release")
-        if student == "solution":
-            [answer] = [c.source for c in self.notebook("source").cells if is_solution(c)]
-        else:
-            answer = self.wrong[int(student[-1])][0]
-        if (self.assignment, student) != WITH_BENCH:
-            notebook.cells = [c for c in notebook.cells if c.cell_type != "code" or "bench(" not in c.source]
+        notebook.cells = [c for c in notebook.cells if c.cell_type != "code" or "bench(" not in c.source]
         [cell] = [c for c in notebook.cells if is_solution(c)]
-        cell.source = answer.strip()
+        cell.source = answer
         path = self.path("submitted", student)
         path.parent.mkdir(parents=True)
         nbformat.write(notebook, path)
-
-
-def is_solution(cell: NotebookNode) -> bool:
-    return cell.metadata.get("nbgrader", {}).get("solution", False)
-
-
-def is_graded(cell: NotebookNode) -> bool:
-    return cell.metadata.get("nbgrader", {}).get("grade", False)
 
 
 def error_of(cell: NotebookNode) -> str:
@@ -90,7 +69,7 @@ def points(notebook: NotebookNode) -> list[float]:
     return [c.metadata.nbgrader.points for c in notebook.cells if is_graded(c)]
 
 
-@pytest.fixture(scope="module", params=ASSIGNMENTS)
+@pytest.fixture(scope="module", params=NAMES)
 def course(request, tmp_path_factory) -> Course:
     """The assignment, released: what students are handed lies in release/."""
     folder, assignment = tmp_path_factory.mktemp("course"), request.param
@@ -104,7 +83,7 @@ def course(request, tmp_path_factory) -> Course:
         api = NbGraderAPI(config=config)
         done = api.generate_assignment(assignment)
         assert done["success"], done.get("log") or done
-        yield Course(folder, assignment, runpy.run_path(TESTS / "planted" / f"{assignment}.py")["WRONG"], api)
+        yield Course(folder, assignment, api)
     finally:
         os.environ["PATH"] = path
 
@@ -114,7 +93,6 @@ def test_points_sum_to_ten(course):
     assert sum(points(source)) == 10 and len(points(source)) >= 3
     assert any("### BEGIN HIDDEN TESTS" in c.source for c in source.cells if is_graded(c))
     assert sum(map(is_solution, source.cells)) == 1
-    assert len(course.wrong) == len(ANSWERS) - 1
 
 
 def test_students_get_no_solution(course):
@@ -137,18 +115,16 @@ def test_students_copy_fails_only_where_it_must(course):
     assert len(said) == 1 and "not written yet" in said[0]
 
 
-@pytest.mark.parametrize("student", ANSWERS)
-def test_grades(course, student):
-    course.hand_in(student)
+@pytest.mark.parametrize("student", ["solution", "wrong"])
+def test_nbgrader_grades_alike(course, student):
+    wrong = answers(course.assignment)[1].values()
+    answer = solution(course.assignment) if student == "solution" else next(iter(wrong))
+    course.hand_in(student, answer)
     done = course.api.autograde(course.assignment, student)
     assert done["success"], done.get("log") or done
     with Gradebook(f"sqlite:///{course.folder}/gradebook.db") as gradebook:
         score = gradebook.find_submission(course.assignment, student).score
     graded = [c for c in course.notebook("autograded", student).cells if is_graded(c)]
-    messages = [error_of(c) for c in graded if error_of(c)]
-    if student == "solution":
-        assert (score, messages) == (10, [])
-    else:
-        _, lost, words = course.wrong[int(student[-1])]
-        assert lost > 0 and 10 - score == lost, messages
-        assert any(words in message for message in messages), messages
+    expected, failed = grade(course.assignment, answer)
+    assert score == expected and (score == 10) == (student == "solution")
+    assert [error_of(c).partition(": ")[2] for c in graded if error_of(c)] == [message for message, _ in failed]

@@ -30,6 +30,20 @@ def overlap(step):
     return (1 - softmax(step).square().sum(1)).mean()
 
 
+def undecided(step):  # README's
+    p = softmax(step)
+    return -(p * p.clamp_min(1e-6).log()).sum(1).mean()
+
+
+def with_float32_of_its_own(step):
+    ones = torch.ones(step.logits.shape[1])
+    return torch.einsum("bkhw,k->bhw", softmax(step).square(), ones).mean()
+
+
+def in_double_precision(step):
+    return overlap(with_logits_of(step, step.logits.double()))
+
+
 # --- a step to try terms on ---
 
 def test_example_step_has_the_shapes_of_a_training_step():
@@ -48,7 +62,8 @@ def test_example_step_has_the_shapes_of_a_training_step():
 
 @pytest.mark.parametrize("term, zero_gradient", [
     (point_term, ["unlabelled"]), (moved_point_term, ["unlabelled"]), (consistency_term, []), (separation_term, []),
-    (extent_term, ["within extent", "background"]), (overlap, [])], ids=lambda x: getattr(x, "__name__", ""))
+    (extent_term, ["within extent", "background"]), (overlap, []), (undecided, []), (with_float32_of_its_own, []),
+    (in_double_precision, [])], ids=lambda x: getattr(x, "__name__", ""))
 def test_sound_terms_pass(term, zero_gradient):
     report = check_term(term, zero_gradient=zero_gradient, invariant=tuple(INVARIANCES))
     assert report.ok and report.failed == []
@@ -66,9 +81,13 @@ def test_a_region_of_ones_own():
 
 
 def with_left_half(step):
-    left = replace(step)
-    vars(left)["logits"] = step.logits[..., : step.logits.shape[3] // 2]
-    return left
+    return with_logits_of(step, step.logits[..., : step.logits.shape[3] // 2])
+
+
+def with_logits_of(step, logits):
+    other = replace(step)
+    vars(other)["logits"] = logits
+    return other
 
 
 def test_a_term_may_be_flat_where_it_is_content():
@@ -123,6 +142,7 @@ def test_no_number_is_one_sentence(term, words):
      "its value is nan where no pixel is labelled"),
     (by_argmax, "it has no gradient anywhere"), (lambda s: softmax(s).round().mean(), "it has no gradient anywhere"),
     (lambda s: (softmax(s) * softmax(s).detach()).mean(), "moving the logits a little changes the value"),
+    (lambda s: (s.move(s.logits) - s.moved_logits.detach()).abs().mean(), "moving the logits a little changes"),
     (lambda s: (softmax(s).square() * torch.rand(s.logits.shape[-2:]).round()).mean(), "draw no random numbers"),
     (lambda s: overlap(s) * next(calls), "keep nothing from one call to the next"),
     (writes_labels, "it changes step.labels"),
