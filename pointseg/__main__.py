@@ -1,6 +1,7 @@
 """`python -m pointseg`, and the command `pointseg`: what has to be settled before anything large is imported."""
 
 import os
+import signal
 import sys
 
 
@@ -8,11 +9,21 @@ def main() -> int:
     """Run a command.   -> its exit status"""
     os.environ["MPLBACKEND"] = "agg"  # no command opens a window; one that a notebook has set may not be installed here
     with_all_streams()
+    pressed = []
+
+    def interrupt(*_) -> None:
+        pressed.append(True)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored, as under nohup
+        signal.signal(signal.SIGINT, interrupt)
     try:
         from pointseg.commands.main import main as command
 
         return command()
-    except KeyboardInterrupt:  # while that is imported
+    except (Exception, KeyboardInterrupt) as error:  # a library that is interrupted in its import says anything
+        if not pressed and not isinstance(error, KeyboardInterrupt):
+            raise
         print("pointseg: interrupted", file=sys.stderr)
         return 130
 

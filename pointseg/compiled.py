@@ -8,7 +8,7 @@ from numba.core.caching import FunctionCache
 
 
 def jit(**options) -> Callable[[Callable], Callable]:
-    """`njit(cache=True, **options)`, but where there is no place to keep code, no room, or a damaged file, the kernel is
+    """`njit(cache=True, **options)`, but where there is no place to keep code, no room, or a damaged file, a kernel is
     compiled anew in each process: the cache saves seconds, and nothing hangs on it."""
     def compiled(function: Callable) -> Callable:
         dispatcher = njit(**options)(function)
@@ -29,5 +29,5 @@ class _Cache(FunctionCache):
             return None
 
     def save_overload(self, signature, compiled):
-        with suppress(OSError):
+        with suppress(Exception):
             super().save_overload(signature, compiled)

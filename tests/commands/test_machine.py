@@ -108,7 +108,8 @@ def test_no_room_for_what_is_printed(segments, monkeypatch, capsys):
 
 def test_streams_that_are_closed_from_the_start_are_taken_by_no_file():
     done = alone("import os; os.close(0); os.close(1); os.close(2); from pointseg.__main__ import with_all_streams;"
-                 "with_all_streams(); assert os.fstat(0) == os.fstat(1) == os.fstat(2) and os.open(os.devnull, 0) > 2; os._exit(7)")
+                 "with_all_streams(); assert os.fstat(0) == os.fstat(1) == os.fstat(2);"
+                 "assert os.open(os.devnull, os.O_RDONLY) > 2; os._exit(7)")
     assert done.returncode == 7
 
 
@@ -144,13 +145,18 @@ def test_a_backend_of_matplotlib_that_is_not_installed():
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "m.pt: no such file" in done.stderr
 
 
-def test_ctrl_c_while_modules_are_imported():
-    done = alone("""
+@pytest.mark.parametrize("taken_for", ["KeyboardInterrupt", "ImportError"])
+def test_ctrl_c_while_modules_are_imported(taken_for):
+    """NumPy, for one, makes an ImportError of it."""
+    done = alone(f"""
 import signal, sys
 class Finder:
     def find_spec(self, name, *_):
         if name == "numpy":
-            signal.raise_signal(signal.SIGINT)
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise {taken_for}
 sys.meta_path.insert(0, Finder())
 from pointseg.__main__ import main
 sys.exit(main())""")
