@@ -214,8 +214,8 @@ def _made_by_others(loader: DataLoader) -> Iterator[Batch]:
         batches = iter(loader)
     try:
         yield from batches
-    except ScanError as error:  # which comes with all that led to it
-        raise ScanError(str(error).strip().splitlines()[-1].partition("ScanError: ")[2]) from None
+    except ScanError as error:  # which comes with the lines of a traceback, in one
+        raise ScanError(str(error).rpartition(f"{ScanError.__module__}.ScanError: ")[2].removesuffix("\\n")) from None
     except RuntimeError as error:
         if "shared memory" not in str(error) and not str(error).startswith("DataLoader worker"):  # killed, say
             raise

@@ -58,7 +58,7 @@ def has_a_fault():
 
 @pytest.mark.skipif(os.name != "posix", reason="processes are killed so on POSIX alone")
 @pytest.mark.parametrize(("how", "said"), [
-    (kills_itself, r"--workers 1: a process that makes batches has failed \(.*killed.*--workers 0$"),
+    (kills_itself, r"--workers 1: a process that makes batches has failed \(.*(killed|exited).*--workers 0$"),
     (has_no_room, r"--workers 1: .*\(unable to allocate shared memory.*/dev/shm.*--workers 0$"),
     (has_no_scan, r"^scan\.npy: cannot be read any more$")])
 def test_what_goes_wrong_there_is_one_line(how, said, tmp_path):
