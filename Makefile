@@ -16,6 +16,8 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/.installed
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 
+CORE := $(patsubst %,tests/test_%.py,estimate fusion kernels levels losses metrics network points predict preprocess \
+  slices train)
 LESSONS := $(sort $(wildcard notebooks/*.ipynb)) $(sort $(wildcard notebooks/course/source/*/*.ipynb))
 
 .PHONY: help run test quick fresh lab notebooks course bench clean
@@ -32,7 +34,7 @@ test: $(INSTALLED)  ## ruff, the tests, and every notebook from top to bottom
 	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --durations=15 $(LESSONS)
 
 quick: $(INSTALLED)  ## the tests of the core in two minutes: what to run while changing a loss
-	$(BIN)/python -m pytest -q -m "not slow" tests/test_*.py
+	$(BIN)/python -m pytest -q --durations=5 $(CORE)
 
 fresh: $(INSTALLED)  ## README's lines without make, run as they stand in a fresh copy: minutes, and the network
 	FRESH=1 $(BIN)/python -m pytest -q tests/test_install.py

@@ -328,11 +328,12 @@ def test_a_read_only_installation_of_a_user_without_a_home(tmp_path):
     for name in ("__init__", "compiled", "kernels", "volume"):
         shutil.copy(Path(pointseg.__file__).with_name(f"{name}.py"), tmp_path / "pointseg")
     (tmp_path / "pointseg" / "__pycache__").touch()  # where no folder can be made, be it by root
-    code = ("import numpy; from pointseg import kernels; zeros = numpy.zeros(9, 'u1');"
+    code = (f"import sys; sys.path[0] = {str(tmp_path)!r}; import numpy; from pointseg import kernels;"
+            "zeros = numpy.zeros(9, 'u1');"
             "print(kernels.__file__, kernels.confusion_matrix(zeros, zeros, 2).sum())")
     nowhere = {name: str(tmp_path / "pointseg" / "__pycache__") for name in (
         "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "NUMBA_CACHE_DIR")}
-    found = run_alone(code, PYTHONPATH=str(tmp_path), **nowhere)
+    found = run_alone(code, **nowhere)
     assert found.split() == [str(tmp_path / "pointseg" / "kernels.py"), "9"]
 
 
