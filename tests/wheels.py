@@ -50,7 +50,7 @@ def found_wheels(python: str, system: str, wanted: list[Requirement]) -> list[di
 def missing(wheels: list[dict], environment: dict[str, str]) -> list[str]:
     """What these require but the lock does not pin, or pins otherwise.
 
-    What is required in one exact version needs no line: so torch's CUDA build asks for its libraries.
+    What is required in one exact version needs no line, nor do the CUDA libraries of torch's build for Linux.
     """
     versions, wrong = {canonicalize_name(w["name"]): w["version"] for w in wheels}, []
     for wheel in wheels:
@@ -58,7 +58,7 @@ def missing(wheels: list[dict], environment: dict[str, str]) -> list[str]:
             if r.marker and not r.marker.evaluate(environment | {"extra": ""}):
                 continue
             known = versions.get(canonicalize_name(r.name))
-            exact = [s.operator for s in r.specifier] == ["=="]
+            exact = [s.operator for s in r.specifier] == ["=="] or (wheel["name"], r.name[:4]) == ("torch", "cuda")
             if not exact and (known is None or not r.specifier.contains(known, prereleases=True)):
                 wrong.append(f"{wheel['name']} requires {r}, found {known or 'no line'}")
     return wrong
