@@ -4,19 +4,23 @@
 # in requirements.lock (PyTorch's installation page says where) and show pip its folder:
 #   PIP_FIND_LINKS=~/Downloads make test
 
-PYTHON ?= python3.11
+# The first of these that is there and supported; or one of your own: make PYTHON=/path/to/it
+PYTHON ?=
+PYTHONS := python3.11 python3.12 python3.13 python3.14 python3 python
 ARGS ?=
 # Those that take many hours say so before they begin, and are named one by one.
 HOURS := $(patsubst %,tests/bench_%.py,terms minutes baseline clicks headline)
 BENCHES ?= $(filter-out $(HOURS),$(sort $(wildcard tests/bench_*.py)))
 
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/.installed
-IS_3_11 := import sys; sys.exit(sys.version_info[:2] != (3, 11))
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 
+CORE := $(patsubst %,tests/test_%.py,estimate fusion kernels levels losses metrics network points predict preprocess \
+  slices train)
 LESSONS := $(sort $(wildcard notebooks/*.ipynb)) $(sort $(wildcard notebooks/course/source/*/*.ipynb))
 
-.PHONY: help run test lab notebooks course assignment site bench clean
+.PHONY: help run test quick fresh lab notebooks course assignment site bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -29,6 +33,12 @@ test: $(INSTALLED)  ## ruff, the tests, and every notebook from top to bottom
 	$(BIN)/python -m pytest -q --durations=5 tests
 	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --durations=15 $(LESSONS)
 
+quick: $(INSTALLED)  ## the tests of the core in two minutes: what to run while changing a loss
+	$(BIN)/python -m pytest -q --durations=5 $(CORE)
+
+fresh: $(INSTALLED)  ## README's lines without make, run as they stand in a fresh copy: minutes, and the network
+	FRESH=1 $(BIN)/python -m pytest -q tests/test_install.py
+
 lab: $(INSTALLED)  ## JupyterLab, opened in notebooks/
 	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
@@ -36,8 +46,8 @@ notebooks: $(INSTALLED)  ## run every notebook and save it with its outputs
 	$(BIN)/python notebooks/execute.py
 
 course: $(INSTALLED)  ## the students' copies of the assignments, into notebooks/course/release
-	@names=$$($(BIN)/python notebooks/course/assignments.py) && cd notebooks/course && for name in $$names; do \
-	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/nbgrader generate_assignment --force $$name || exit 1; \
+	@names=$$($(BIN)/python notebooks/course/assignments.py) && bin="$$PWD/$(BIN)" && cd notebooks/course && \
+	for name in $$names; do PATH="$$bin:$$PATH" "$$bin/nbgrader" generate_assignment --force $$name || exit 1; \
 	done
 
 assignment: $(INSTALLED)  ## a new assignment of the course, to be filled in: make assignment NAME=entropy
@@ -69,12 +79,15 @@ ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
 endif
 $(INSTALLED): requirements.lock pyproject.toml
 	@rm -f $@
-	@{ $(BIN)/python -c '$(IS_3_11)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || { \
-	  $(PYTHON) -c '$(IS_3_11)' 2>/dev/null || { \
-	    echo "pointseg needs Python 3.11, which '$(PYTHON)' is not;" \
-	      "if you have it: make PYTHON=/path/to/it" >&2; \
-	    exit 1; }; \
-	  echo "creating .venv"; $(PYTHON) -m venv --clear .venv; }
+	@{ $(BIN)/python -c '$(SUPPORTED)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || { \
+	  for python in $(or $(if $(PYTHON),"$(PYTHON)"),$(PYTHONS)); do \
+	    if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then \
+	      echo "creating .venv with $$python"; exec "$$python" -m venv --clear .venv; \
+	    fi; \
+	  done; \
+	  echo "pointseg needs Python 3.11 to 3.14, found none as $(or $(PYTHON),$(PYTHONS));" \
+	    "if you have it: make PYTHON=/path/to/it" >&2; \
+	  exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@echo "$(CURDIR)" > $@
+	@pwd -P > $@

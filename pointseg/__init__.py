@@ -17,6 +17,7 @@ The modules in an order to read them in, though `procedure`, which is all of it,
     metrics     Dice_wi, the mean of the classes' Dice weighted by their inverse size
     procedure   all of it, top to bottom: `procedure.run`
     kernels     every Numba loop that the others, and the folders, call
+    compiled    how those are compiled
 
 None of these imports a folder.  The folders, each of which may import those below it and all of the above:
 

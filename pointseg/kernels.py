@@ -1,7 +1,7 @@
 """Every Numba loop of the package: arrays in, arrays out.
 
 Each kernel has a NumPy twin in `tests/test_kernels.py` that it must equal.  Loops are written out because the NumPy way
-needs temporaries many times the size of the result.  Compiled code is cached.  Threads share the outermost axis where
+needs temporaries many times the size of the result.  Compiled code is kept.  Threads share the outermost axis where
 there is a millisecond of work or more: to wake them takes a tenth of that.  `tests/bench_kernels.py` times all of it.
 """
 
@@ -10,9 +10,10 @@ from contextlib import suppress
 
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from scipy.spatial import ConvexHull, QhullError
 
+from pointseg.compiled import jit
 from pointseg.volume import UNLABELLED
 
 # Numba's OpenMP layer would share torch's threads and reset their number, and with it the order of torch's sums.
@@ -89,19 +90,19 @@ def _spacing_3d(spacing_mm: tuple[float, ...]) -> np.ndarray:
     return np.array((1.0,) * (3 - len(spacing_mm)) + tuple(spacing_mm), np.float64)
 
 
-@njit(cache=True)
+@jit()
 def _max_distance(points, spacing, field):
     for row in range(field.shape[0] * field.shape[1]):
         _farthest_along(points, spacing, row // field.shape[1], row % field.shape[1], field)
 
 
-@njit(parallel=True, cache=True)
+@jit(parallel=True)
 def _max_distance_threaded(points, spacing, field):
     for row in prange(field.shape[0] * field.shape[1]):
         _farthest_along(points, spacing, row // field.shape[1], row % field.shape[1], field)
 
 
-@njit(cache=True)
+@jit()
 def _farthest_along(points, spacing, z, y, field):
     """One row of the field, from points in the order of falling x."""
     width = field.shape[2]
@@ -131,7 +132,7 @@ def _farthest_along(points, spacing, z, y, field):
             field[z, y, q] = np.sqrt(np.float32(away[i] + ((q - at[i]) * spacing[2]) ** 2))
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _extent_masks(points, classes, spacing, radii, masks):
     num_classes, depth, height, width = masks.shape
     per_mm = 1 / spacing
@@ -183,7 +184,7 @@ def reassemble_labels(crops: np.ndarray, corners: np.ndarray, shape: tuple[int, 
     return out
 
 
-@njit(cache=True)
+@jit()
 def _reassemble(crops, corners, out):
     classes, height, width = out.shape
     for y in range(height):
@@ -198,7 +199,7 @@ def _reassemble(crops, corners, out):
                 out[k, y, x] /= max(hits[x], np.float32(1))
 
 
-@njit(parallel=True, cache=True)
+@jit(parallel=True)
 def _reassemble_labels(crops, corners, out):
     slices, height, width = out.shape
     for line in prange(slices * height):
@@ -211,7 +212,7 @@ def _reassemble_labels(crops, corners, out):
         _argmax(sums, best, out[s, y])
 
 
-@njit(cache=True, inline="always")
+@jit(inline="always")
 def _meets(y, corner, size, width):
     """The crop's row that lies on row y of the slice, and the columns it covers: none where it misses that row."""
     row, first = y - corner[0], max(0, corner[1])
@@ -219,13 +220,13 @@ def _meets(y, corner, size, width):
     return row, first, max(first, last)
 
 
-@njit(cache=True, inline="always")
+@jit(inline="always")
 def _add(total, values):
     for i in range(len(total)):
         total[i] += values[i]
 
 
-@njit(cache=True, inline="always")
+@jit(inline="always")
 def _argmax(scores, best, out):
     """out[x] = argmax over k of scores[k, x], class by class, so that the compiler takes many pixels at a time."""
     best[:], out[:] = scores[0], 0
@@ -265,13 +266,13 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     return counts[:num_classes, :num_classes].copy()
 
 
-@njit(cache=True)
+@jit()
 def _count(truth, prediction, counts):
     for i in range(truth.size):
         counts[truth[i], prediction[i]] += 1
 
 
-@njit(parallel=True, cache=True)
+@jit(parallel=True)
 def _count_words(truth, prediction, tables, seen):
     """Counts of labels 0..7 in a table for each chunk, and the bits that occur in any label: more make counts void."""
     each, three, seven = np.uint64(0x0101010101010101), np.uint64(3), np.uint64(7)
@@ -326,7 +327,7 @@ def argmax_of_planes(planes: Iterable[np.ndarray], count: int, shape: tuple[int,
     return out
 
 
-@njit(parallel=True, cache=True)
+@jit(parallel=True)
 def _resize(scores, out):
     classes, height, width = scores.shape
     x0, x1 = np.empty(out.shape[2], np.int64), np.empty(out.shape[2], np.int64)
@@ -343,7 +344,7 @@ def _resize(scores, out):
                 out[k, y, x] = _between(row[x0[x]], row[x1[x]], fx[x])
 
 
-@njit(parallel=True, cache=True)
+@jit(parallel=True)
 def _blend_argmax(low, high, weight, out):
     classes, height, width = low.shape
     for y in prange(height):
@@ -354,7 +355,7 @@ def _blend_argmax(low, high, weight, out):
         _argmax(scores, best, out[y])
 
 
-@njit(cache=True, inline="always")
+@jit(inline="always")
 def _neighbours(i, n_out, n_in):
     """The two input samples around output sample i, and the weight of the second; both grids cover the same length."""
     at = min(max((i + 0.5) * n_in / n_out - 0.5, 0.0), n_in - 1.0)
@@ -362,7 +363,7 @@ def _neighbours(i, n_out, n_in):
     return low, min(low + 1, n_in - 1), np.float32(at - low)
 
 
-@njit(cache=True, inline="always")
+@jit(inline="always")
 def _between(low, high, weight):
     return (np.float32(1) - weight) * low + weight * high
 
@@ -383,7 +384,7 @@ def sample_labels(labels: np.ndarray, matrix: np.ndarray, offset: np.ndarray, ou
     _sample_labels(labels, matrix, offset, out)
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _sample_stack(stack, matrix, offset, table, out):
     channels, height, width = stack.shape
     one, nothing = np.float32(1), np.float32(0)
@@ -406,7 +407,7 @@ def _sample_stack(stack, matrix, offset, table, out):
                 out[channel, row, column] = upper * above + lower * below
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def _sample_labels(labels, matrix, offset, out):
     for row in range(out.shape[0]):
         for column in range(out.shape[1]):
@@ -430,7 +431,7 @@ def clahe(image: np.ndarray, kernel: tuple[int, int], clip: float, bins: int) ->
     return out
 
 
-@njit(parallel=True, cache=True)
+@jit(parallel=True)
 def _clahe(image, kernel, limit, bins, out):
     height, width, slices = image.shape
     (kh, kw), wide = kernel, 1 + CLAHE_LEVELS // bins  # grey levels a bin
@@ -472,14 +473,14 @@ def _clahe(image, kernel, limit, bins, out):
                 out[y, x, s] = np.rint(np.float32(255) * ((plane[y, x] - low) / (high - low)))
 
 
-@njit(cache=True, inline="always")
+@jit(inline="always")
 def _reflect(i, n):
     """Index i >= 0 beyond the end of n samples, mirrored at the last one and, if need be, at the first."""
     i %= max(1, 2 * n - 2)
     return min(i, 2 * n - 2 - i) if n > 1 else 0
 
 
-@njit(cache=True)
+@jit()
 def _clip_histogram(counts, limit):
     """Cut every bin at the limit and hand the excess out again: evenly, then one by one to bins below the limit."""
     excess = 0

@@ -1,17 +1,22 @@
 """Each Numba kernel equals its NumPy twin below, and another library where there is one."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
+from numba.core.caching import IndexDataCacheFile
 from skimage.exposure import equalize_adapthist
 
+import pointseg
+from pointseg.compiled import jit
 from pointseg.kernels import (
     argmax_of_planes,
     clahe,
@@ -313,3 +318,35 @@ for x in (labels, kernels.confusion_matrix(labels, labels[::-1].copy(), 6), kern
 print(digest.hexdigest())
 """
     assert run_alone(code, NUMBA_NUM_THREADS="1") == run_alone(code, NUMBA_NUM_THREADS="2")
+
+
+# --- compiled code on disk ---
+
+def test_a_read_only_installation_of_a_user_without_a_home(tmp_path):
+    """There is no place for compiled code: kernels work all the same."""
+    (tmp_path / "pointseg").mkdir()
+    for name in ("__init__", "compiled", "kernels", "volume"):
+        shutil.copy(Path(pointseg.__file__).with_name(f"{name}.py"), tmp_path / "pointseg")
+    (tmp_path / "pointseg" / "__pycache__").touch()  # where no folder can be made, be it by root
+    code = (f"import sys; sys.path[0] = {str(tmp_path)!r}; import numpy; from pointseg import kernels;"
+            "zeros = numpy.zeros(9, 'u1');"
+            "print(kernels.__file__, kernels.confusion_matrix(zeros, zeros, 2).sum())")
+    nowhere = {name: str(tmp_path / "pointseg" / "__pycache__") for name in (
+        "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "NUMBA_CACHE_DIR")}
+    found = run_alone(code, **nowhere)
+    assert found.split() == [str(tmp_path / "pointseg" / "kernels.py"), "9"]
+
+
+@pytest.mark.parametrize(("part", "error"), [("_save_index", OSError(28, "No space left on device")),
+                                             ("_save_data", PermissionError(13, "Permission denied")),
+                                             ("_load_index", EOFError("Ran out of input"))])
+def test_a_cache_that_is_full_or_damaged(part, error, monkeypatch):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(IndexDataCacheFile, part, fails)
+    assert jit()(_twice)(21) == 42
+
+
+def _twice(number):
+    return 2 * number

@@ -25,8 +25,9 @@ from pointseg.commands import plausible
 from pointseg.predict import Model
 from pointseg.report import plot
 from pointseg.runs.models import load_model
-from pointseg.runs.processes import take_cores
-from pointseg.scans.files import check_format, first_line, hash_of, whole_file, write_json
+from pointseg.runs.processes import room_for_processes, take_cores
+from pointseg.runs.surroundings import steady_streams
+from pointseg.scans.files import check_file, check_format, first_line, hash_of, whole_file, write_json
 from pointseg.scans.reading import data_files
 from pointseg.scans.volumes import read_volume, stem, write_mask
 from pointseg.volume import CLASSES, ScanError
@@ -67,6 +68,8 @@ class Outcome:
 def segment_one(scan: Path, mask: Path, options: Options) -> Outcome:
     """Segment a scan into a mask, its picture and its record.  Errors are ScanError."""
     check_format(mask)
+    for path in (mask, picture_of(mask), _record(mask)):
+        check_file(path)
     _refuse_foreign(mask)
     model = cached_model(options.model)
     volume = read_volume(scan, modality=options.modality_for(scan), series=options.series)
@@ -89,7 +92,8 @@ def segment_one(scan: Path, mask: Path, options: Options) -> Outcome:
         write_json(_record(mask), record)
     except BaseException:  # a full disk, or Ctrl-C: three files or none
         for path in (mask, picture_of(mask)):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong is told, not this
+                path.unlink(missing_ok=True)
         raise
     return Outcome(scan, mask, "done", "", prepared.modality, volumes, tuple(warnings), volume.notes)
 
@@ -104,7 +108,7 @@ def segment_many(scans: Sequence[Path], masks: Sequence[Path], options: Options,
         yield from (_attempt(scan, mask, options) for scan, mask in pairs)
         return
     workers: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
-    with _deaf_to_interrupts():  # which the processes inherit: Ctrl-C reaches them while they still import
+    with room_for_processes("--jobs 1"), _deaf_to_interrupts():  # as are the processes: Ctrl-C finds them importing
         for _ in range(jobs):
             workers.put(_worker(jobs))
 
@@ -154,6 +158,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 def _begin(jobs: int) -> None:
     """A worker shares the cores, and leaves it to the parent to stop at Ctrl-C: it ends the scan that it has."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    steady_streams()
     take_cores(jobs)
 
 
@@ -205,7 +210,7 @@ def _refuse_foreign(mask: Path) -> None:
         try:
             ours = "made_from" in json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError):
-            ours = path.is_file() and not path.stat().st_size
+            ours = not path.stat().st_size
         if not ours:
             raise ScanError(f"{path}: is there already and no record of ours, expected a free name; change -o")
 
@@ -237,6 +242,7 @@ def _load(path: Path, changed_ns: int) -> tuple[Model, str]:
 
 def run(scans: Sequence[Path], masks: Sequence[Path], options: Options, jobs: int, folder: Path) -> list[Outcome]:
     """Segment scans with a progress bar, and write what became of them to folder/summary.csv.   -> in their order."""
+    check_file(folder / SUMMARY)
     found: dict[Path, Outcome] = {}
     with tqdm(total=len(scans), desc="segmenting", unit="scan") as bar:
         for outcome in segment_many(scans, masks, options, jobs):
@@ -245,7 +251,8 @@ def run(scans: Sequence[Path], masks: Sequence[Path], options: Options, jobs: in
                 bar.write(f"failed: {outcome.message}")
             bar.update()
     outcomes = [found[scan] for scan in scans]
-    with whole_file(folder / SUMMARY) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with whole_file(folder / SUMMARY) as part, open(part, "w", newline="", encoding="utf-8",
+                                                    errors="backslashreplace") as file:  # of names that are not UTF-8
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("scan", "mask", "status", "modality", *(f"{v}_ml" for v in VERTEBRAE), "warnings", "notes",
                          "message"))

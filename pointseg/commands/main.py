@@ -8,30 +8,35 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pointseg.datasets.importers import NAMES
+from pointseg.runs.surroundings import close_bars, processes_of_torchrun, steady_streams
 from pointseg.volume import ScanError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.   -> exit status: 0 done, 1 bad input (a line on stderr says so), 2 bad usage, 130 interrupted."""
+    steady_streams()
     options = parser().parse_args(arguments)
+
+    def said(text: str, status: int = 1) -> int:
+        close_bars()
+        print(f"pointseg {options.command}: {text}", file=sys.stderr)
+        return status
+
     try:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.run is not train:
-            raise ScanError("was started by torchrun, expected train, which several processes can share; "
-                            "start it without" + (", and see --at-once" if options.run is table1 else ""))
+        if processes_of_torchrun() > 1 and options.run is not train:
+            raise ScanError("was started by torchrun, expected train, which several processes can share; start it "
+                            "without, or unset WORLD_SIZE" + (", and see --at-once" if options.run is table1 else ""))
         options.run(options)
+        sys.stdout.flush()
     except (ScanError, FloatingPointError) as error:  # bad input, or a loss that is no number
-        print(f"pointseg {options.command}: {error}", file=sys.stderr)
-        return 1
+        return said(str(error))
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which would take seconds to import
             raise
         remedy = "train with a smaller --batch" if options.run in (table1, train) else "take a larger one"
-        print(f"pointseg {options.command}: the GPU is out of memory, expected room for the work; {remedy}",
-              file=sys.stderr)
-        return 1
+        return said(f"the GPU is out of memory, expected room for the work; {remedy}")
     except KeyboardInterrupt:
-        print(f"pointseg {options.command}: interrupted", file=sys.stderr)
-        return 130
+        return said("interrupted", 130)
     return 0
 
 
@@ -297,10 +302,11 @@ def table1(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> None:
     from pointseg.runs.experiment import train_one
     from pointseg.runs.parallel import together
-    from pointseg.scans.files import check_folder
+    from pointseg.scans.files import check_file, check_folder
 
     with together():
         check_folder(options.output.parent)
+        check_file(options.output)
         plan = chosen_plan(options, options.data, two_classes=options.axis == "transverse")
         history = train_one(plan, options.axis, options.output, options.restart)
         print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
@@ -311,10 +317,11 @@ def evaluate(options: argparse.Namespace) -> None:
     from pointseg.datasets.manifest import read_manifest
     from pointseg.report.scores import evaluate_model, summary, text_of
     from pointseg.runs.models import cases_of_split, load_model, load_split
-    from pointseg.scans.files import check_folder, write_json
+    from pointseg.scans.files import check_file, check_folder, write_json
 
     if options.json:
         check_folder(options.json.parent)
+        check_file(options.json)
     model, split = load_model(options.model), load_split(options.model)
     cases = read_manifest(options.data, options.source)
     if options.split == "test":

@@ -254,12 +254,12 @@ def write_phantoms(folder: str | Path, count: int, seed: int = 0, modality: str 
     how = {"seed": seed, "modality": modality, "spacing_mm": spacing_mm, "sequence": sequence,
            "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
     known = folder / MADE
-    if not (known.is_file() and known.read_text() == json.dumps(how)):
+    if not (known.is_file() and known.read_bytes() == json.dumps(how).encode()):
         for i in range(count):
             for part in ("img", "vert"):
                 (folder / f"synthetic-{modality.lower()}" / f"{i:03d}_{part}.nii.gz").unlink(missing_ok=True)
         with whole_file(known) as part:
-            part.write_text(json.dumps(how))
+            part.write_bytes(json.dumps(how).encode())
     for i in tqdm(range(count), "making synthetic scans", unit="scan"):
         source, case = f"synthetic-{modality.lower()}", f"{i:03d}"
         image, mask = (folder / source / f"{case}_{part}.nii.gz" for part in ("img", "vert"))

@@ -60,14 +60,14 @@ def in_text(confusion: np.ndarray) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([f.name for f in fields(Row)])
         writer.writerows(map(astuple, rows))
 
 
 def read_rows(path: Path) -> list[Row]:
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [Row(**{f.name: f.type(line[f.name]) for f in fields(Row)}) for line in csv.DictReader(file)]
 
 

@@ -6,6 +6,7 @@ Matplotlib's objects without pyplot: nothing global is touched, and every functi
 import csv
 import io
 import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,11 @@ SIDES = {"transverse": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # left, r
 
 class Figure(matplotlib.figure.Figure):
     """Matplotlib's figure, shown by a notebook without pyplot."""
+
+    def savefig(self, *arguments, **options) -> None:
+        with warnings.catch_warnings():  # of letters that its font lacks: a scan may be named in any script
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            super().savefig(*arguments, **options)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -198,7 +204,7 @@ def training(folder: str | Path) -> Figure:
                         "the first round, or check the path")
     figure = Figure((WIDTH_INCH, 2.6 * len(paths)), layout="constrained")
     for row, path in zip(figure.subplots(len(paths), 4, squeeze=False), paths, strict=True):
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             rounds = list(csv.DictReader(file))
         columns = {name: np.array([float(r[name]) for r in rounds]) for name in rounds[0]}
         steps, rates, scores = (columns.pop(name) for name in ("step", "learning_rate", "validation"))
@@ -213,7 +219,8 @@ def training(folder: str | Path) -> Figure:
         for ax in row[:3]:
             ax.set(xlabel="step")
             ax.grid(alpha=0.3)
-        row[0].set_title(str(path.parent.relative_to(folder)) if path.parent != Path(folder) else path.parent.name)
+        row[0].set_title(str(path.parent.relative_to(folder)) if path.parent != Path(folder) else path.parent.name,
+                         parse_math=False)
         row[3].axis("off")
         if pictures := sorted((path.parent / IMAGES).glob("*.png")):
             row[3].imshow(imread(pictures[-1]))
@@ -303,7 +310,7 @@ def _in_one_scale(planes: list[list[str]], extent_mm: np.ndarray, title: str) ->
     width, height = max(8, left + columns.sum()), rows.sum() + top + bottom
     left += (width - left - columns.sum()) / 2
     figure = Figure((width, height))
-    figure.text(0.5, 1 - 0.3 / height, title, ha="center", fontsize=12)
+    figure.text(0.5, 1 - 0.3 / height, title, ha="center", fontsize=12, parse_math=False)  # a name may hold $
     axes = np.empty(sizes_mm.shape[:2], object)
     for i, j in np.ndindex(axes.shape):
         h, w = sizes_mm[i, j] * inch_per_mm

@@ -22,10 +22,12 @@ from pointseg.losses import Move
 from pointseg.predict import Model
 from pointseg.preprocess import Prepared
 from pointseg.report.plot import HISTORY, IMAGES, slice_and_truth
+from pointseg.runs.processes import SHARED_MEMORY, room_for_processes
 from pointseg.runs.weights import check_tensors, read_torch, save_torch
 from pointseg.scans.files import Damaged, first_line, whole_file
 from pointseg.slices import Batch, SliceDataset, batch_numbers
 from pointseg.train import History, Round, Training, Watch
+from pointseg.volume import ScanError
 
 FORMAT = 2
 EVERY_S = 5.0  # of training lost at most, where nothing else is said
@@ -56,9 +58,10 @@ class Checkpoints(Watch):
             numbers = self.numbers(len(dataset), size, seed, start)
             if not self.workers:
                 return map(dataset.batch, numbers)
-            return iter(DataLoader(dataset, batch_sampler=numbers, num_workers=self.workers, collate_fn=_as_it_is,
-                                   pin_memory=torch.cuda.is_available(),  # from where a GPU fetches while it works
-                                   generator=torch.Generator()))  # its own, or it would draw from the network's
+            loader = DataLoader(dataset, batch_sampler=numbers, num_workers=self.workers, collate_fn=_shared,
+                                pin_memory=torch.cuda.is_available(),  # from where a GPU fetches while it works
+                                generator=torch.Generator())  # its own, or it would draw from the network's
+            return _made_by_others(loader)
 
         return lambda start: zip(batches(start), Move.draws(seed, start))
 
@@ -177,7 +180,7 @@ def history_of(content: dict) -> History:
 def write_history(path: Path, history: History) -> None:
     """One line a round: step, seconds, learning_rate, each loss term, total, validation."""
     terms = list(history.rounds[0].losses)
-    with whole_file(path) as part, open(part, "w", newline="") as file:
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("step", "seconds", "learning_rate", *terms, "validation"))
         for r in history.rounds:
@@ -200,5 +203,22 @@ def check_fits(state: dict, training: Training) -> None:
         raise Damaged("its random numbers are of another kind")
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _shared(batch: Batch) -> Batch:
+    """A batch, moved to memory that another process sees.  torch would do it in a thread whose errors nobody hears."""
+    return tuple(x.share_memory_() for x in batch)
+
+
+def _made_by_others(loader: DataLoader) -> Iterator[Batch]:
+    """Its batches; what goes wrong in the processes that make them is a line."""
+    with room_for_processes("--workers 0"):
+        batches = iter(loader)
+    try:
+        yield from batches
+    except ScanError as error:  # which comes with the lines of a traceback, in one
+        raise ScanError(str(error).rpartition(f"{ScanError.__module__}.ScanError: ")[2].removesuffix("\\n")) from None
+    except RuntimeError as error:
+        if "shared memory" not in str(error) and not str(error).startswith("DataLoader worker"):  # killed, say
+            raise
+        why = str(error).strip().splitlines()[-1].removeprefix("RuntimeError: ")
+        raise ScanError(f"--workers {loader.num_workers}: a process that makes batches has failed ({why}), expected "
+                        f"memory, and room in {SHARED_MEMORY}; make some, or start again with --workers 0") from None

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pointseg.runs.checkpoint import Checkpoints, check_fits, restore
 from pointseg.runs.processes import from_main, rank, take_cores, world_size
+from pointseg.runs.surroundings import check_torchrun, processes_of_torchrun
 from pointseg.scans.files import first_line
 from pointseg.slices import batch_numbers
 from pointseg.train import Training, Watch
@@ -36,9 +37,10 @@ def together() -> Iterator[None]:
 
     A process that has gone ends the others in seconds: torchrun stops them, and says which one it was.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if processes_of_torchrun() == 1:
         yield
         return
+    check_torchrun()
     if gpus := torch.cuda.device_count():
         if int(os.environ["LOCAL_RANK"]) >= gpus:
             raise ScanError(f"--nproc-per-node: found more processes than the {gpus} GPUs of this machine, expected at "
@@ -49,7 +51,7 @@ def together() -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             if rank() > 0:
-                nowhere = stack.enter_context(open(os.devnull, "w"))
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
             yield
     except RuntimeError as error:

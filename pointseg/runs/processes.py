@@ -3,21 +3,25 @@
 A process that is alone is rank 0 of 1.
 """
 
+import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import TypeVar
 
 import numba
 import torch
 import torch.distributed as dist
 
+from pointseg.runs.surroundings import close_bars, steady_streams
 from pointseg.volume import ScanError
 
 T = TypeVar("T")
+SHARED_MEMORY = "the system's shared memory (of Linux /dev/shm; a container has it by --shm-size)"
 
 
 def rank() -> int:
@@ -48,18 +52,40 @@ def side_by_side(work: Callable[[str], None], names: Sequence[str], at_once: int
     """Call work(name) for each name, so many at a time, each in a process and with a GPU of its own, where there is
     one.   work can be pickled.  Where one fails the others end what they are at: what is done is kept in files."""
     context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU
-    places = context.SimpleQueue()
+    with room_for_processes("--at-once 1"):
+        places = context.SimpleQueue()
+        pool = ProcessPoolExecutor(at_once, context, _begin, (places, min(at_once, len(names))))
     for place in range(at_once):
         places.put(place)
-    with ProcessPoolExecutor(at_once, context, _begin, (places, min(at_once, len(names)))) as pool:
+    with pool:
         try:
-            for done in as_completed([pool.submit(work, name) for name in names]):
+            for done in as_completed([pool.submit(partial(_work, work), name) for name in names]):
                 done.result()
         except BrokenProcessPool:
             raise ScanError(f"one of the processes that trained {', '.join(names)} was killed, most likely for lack of "
                             "memory; train fewer models --at-once; started again, the run goes on") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def room_for_processes(instead: str) -> Iterator[None]:
+    """Around the start of other processes: what they share takes room that the system may not have.
+
+    instead: the option that does without them.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ScanError(f"other processes cannot be started ({error}), expected room in {SHARED_MEMORY}; make some, or "
+                        f"do without them: {instead}") from None
+
+
+def _work(work: Callable[[str], None], name: str) -> None:
+    try:
+        work(name)
+    finally:
+        close_bars()  # before the first process says what was wrong
 
 
 def _begin(places, processes: int) -> None:
@@ -69,6 +95,7 @@ def _begin(places, processes: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    steady_streams()
     if torch.cuda.is_available():
         torch.cuda.set_device(places.get() % torch.cuda.device_count())
     take_cores(processes)

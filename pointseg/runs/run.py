@@ -101,7 +101,7 @@ class Run:
     def _json(self, path: Path) -> object | None:
         """What a file holds; a missing or damaged one is None."""
         try:
-            return json.loads(path.read_text()) if path.is_file() else None
+            return json.loads(path.read_bytes()) if path.is_file() else None
         except ValueError:
             print(f"{path}: is damaged, so what it held is made again")
             return None
@@ -148,7 +148,7 @@ def _safe(name: str) -> str:
 
 def _refuse_other(path: Path, identity: dict) -> None:
     try:
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_bytes())
     except ValueError:
         known = {}
     differences = list(_differences(known, identity))

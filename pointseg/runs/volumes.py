@@ -74,7 +74,7 @@ def kept_scan(path: Path, make: Callable[[], Prepared], name: str = "") -> ScanI
 
 def _read(path: Path, name: str) -> ScanInFile:
     try:
-        about = json.loads(path.with_suffix(".json").read_text())
+        about = json.loads(path.with_suffix(".json").read_bytes())
         clicks = about["clicks"] and Clicks(*(np.array(about["clicks"][name], dtype) for name, dtype in CLICKS.items()))
         scan = ScanInFile(path, tuple(about["spacing_mm"]), name or about["name"], about["modality"], clicks)
         if hash_of(path) != about["sha256"]:

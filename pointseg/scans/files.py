@@ -49,7 +49,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         # A folder of its own beside the target: the same file system, and a failed writer's leftovers go with it.
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
             yield Path(folder) / path.name
-            with open(Path(folder) / path.name, "rb") as written:
+            with open(Path(folder) / path.name, "rb+") as written:  # Windows syncs nothing that is open to read
                 os.fsync(written.fileno())  # or a power cut could leave the new name with nothing in it
             os.replace(Path(folder) / path.name, path)
     except OSError as error:
@@ -83,7 +83,7 @@ def check_format(path: Path) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file, whole or not at all."""
     with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=2, default=np.ndarray.tolist) + "\n")
+        part.write_text(json.dumps(content, indent=2, default=np.ndarray.tolist) + "\n", encoding="utf-8")
 
 
 def hash_of(path: Path) -> str:
@@ -102,6 +102,12 @@ def check_folder(folder: str | Path) -> None:
                         "check the path, its permissions and the space left") from None
 
 
+def check_file(path: str | Path) -> None:
+    """Refuse a name for an output that cannot be one, in a folder that `check_folder` has seen to."""
+    if Path(path).is_dir():
+        raise ScanError(f"{path}: is a folder, expected a file to write or to replace; choose another name")
+
+
 def first_line(error: Exception) -> str:
     """What an error says, for a message of one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -117,7 +123,7 @@ def quiet() -> Iterator[None]:
     """Without what the C++ libraries print to stderr, which knows nothing of what we say in its place."""
     shown, stderr = sitk.ProcessObject.GetGlobalWarningDisplay(), os.dup(2)
     sys.stderr.flush()
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
         try:

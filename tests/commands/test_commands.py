@@ -109,7 +109,8 @@ def test_a_gpu_without_room_is_one_line_that_says_what_to_do(run_folder, tmp_pat
 
     monkeypatch.setattr("pointseg.train.training_step", no_room)
     assert cli.main(["train", "--data", str(run_folder / "scans"), "-o", str(tmp_path / "m.pt")]) == 1
-    [said] = [line for line in capsys.readouterr().err.splitlines() if "pointseg train: " in line]
+    [said] = [line for line in capsys.readouterr().err.split("\n") if "pointseg train: " in line]
+    assert said.startswith("pointseg train: ")  # in a line of its own, below the training's bar
     assert "the GPU is out of memory" in said and "--batch" in said
 
 

@@ -29,6 +29,11 @@ def no_warnings():
         yield
 
 
+def test_a_name_in_any_script_and_with_signs_of_formulas(tmp_path):
+    plot.save(plot.three_planes(grey(), spine(), SPACING_MM, title="腰椎 a$\\b_^$"), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
 def spine(shape=(50, 40, 16)) -> np.ndarray:
     """Five boxes L1..L5, one below the other."""
     labels = np.zeros(shape, np.uint8)
