@@ -78,7 +78,7 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
     """The cases of a dataset folder in manifest order; `sources` keeps only these."""
     manifest = Path(folder) / MANIFEST
     if not manifest.is_file():
-        found = f"found no {MANIFEST} in this folder" if Path(folder).is_dir() else found_at(folder)
+        found = f"no {MANIFEST} in this folder" if Path(folder).is_dir() else found_at(folder)
         raise ScanError(f"{folder}: {found}, expected a dataset folder; check the path, or write one "
                         "as data/README.md says")
     _, rows = read_rows(folder)
