@@ -5,6 +5,7 @@ SimpleITK does not show; SimpleITK (GDCM) decodes the pixels.  Of two images tha
 """
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from pointseg.scans.files import Stored, first_line, quiet, reason, some_of
+from pointseg.scans.files import Damaged, Stored, first_line, quiet, reason, some_of
 from pointseg.volume import ScanError
 
 UNEVEN_MAX = 0.1  # share of a step by which slices may lie off even places
@@ -414,6 +415,12 @@ def _check_length(header: Header) -> None:
     try:
         whole = pydicom.dcmread(header.path, force=True)
         found = len(whole.PixelData)
+        with open(header.path, "rb") as file:
+            before = file.read(whole["PixelData"].file_tell or 0)
+        for item in re.finditer(rb"\xfe\xff\x00\xe0(....)", before, re.DOTALL):  # of sequences, with its length
+            length = int.from_bytes(item[1], "little")
+            if length != 0xFFFFFFFF and item.end() + length > header.path.stat().st_size:  # GDCM would never end
+                raise Damaged("an item of a sequence is longer than the file")
     except Exception as error:  # whatever a damaged file makes of the reader
         raise ScanError(f"{header.path}: cannot be read ({first_line(error)}), expected a complete DICOM file; "
                         "copy or export it again") from None

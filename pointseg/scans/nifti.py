@@ -20,6 +20,7 @@ KINDS = {348: nibabel.Nifti1Pair, 540: nibabel.Nifti2Pair}  # by the header's le
 PAIR = {".hdr": ".img", ".img": ".hdr"}
 SPACING_TOLERANCE = 0.02  # share by which a matrix's steps may differ from the spacing
 BENT_MAX = 0.02  # cosine between two axes, of 1.1 degrees: what rounding and careless resampling leave
+CODE_MAX = 5  # of the spaces that NIfTI knows
 DEFLATE_MAX = 1032  # bytes that a packed one can hold
 STRAIGHT = 1e-5  # what SimpleITK takes for a right angle
 TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's patient space is RAS
@@ -96,6 +97,9 @@ def _check(path: Path, header_path: Path, data_path: Path) -> type[nibabel.Nifti
     if len(kept) != 3 or min(kept) < 2:
         raise ScanError(f"{path}: found an image of {' x '.join(map(str, sizes))} voxels, expected three axes of at "
                         "least 2 voxels each; hand in one 3-D scan" + ", one of its frames" * (len(kept) > 3))
+    codes = [int(header[name]) for name in ("qform_code", "sform_code")]
+    if min(codes) < 0 or max(codes) > CODE_MAX:  # which nibabel would take for none
+        raise Damaged(f"orientation codes (qform, sform) {codes[0]} and {codes[1]}, not 0..{CODE_MAX}")
     if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise ScanError(f"{path}: found voxel spacing {_shown(spacing)} mm, expected positive numbers; export it again "
                         "with its spacing")

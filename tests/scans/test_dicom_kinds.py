@@ -254,6 +254,17 @@ def test_odd_rescaling_is_refused(slope, intercept, model, tmp_path, capsys):
     is_refused(segment(write_slices(tmp_path / "scan", values(), alter), model, tmp_path, capsys), "found ", "Rescale")
 
 
+def test_an_item_longer_than_the_file(tmp_path):
+    """In it GDCM would look for the pixels for ever."""
+    scan = write_frames(tmp_path / "scan.dcm", values().astype(np.int16))
+    data = scan.read_bytes()
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    assert item in data
+    scan.write_bytes(data.replace(item, b"\xfe\xff\x00\xe0\xef\xff\xff\xff", 1))
+    with pytest.raises(ScanError, match="scan.dcm: cannot be read"):
+        read_image(scan)
+
+
 # --- masks ---
 
 def write_segmentation(path, mask: np.ndarray, kind: str = "BINARY", names: dict[int, str] | None = None):

@@ -137,6 +137,8 @@ NIFTI_FAULTS = {
                 (312, "4f", (0, 0, 2.5, 0))], "right angles"),
     "a flat matrix": ([(252, "2h", (0, 1)), (280, "12f", (0.0,) * 12)], ""),
     "a matrix of NaN": ([(252, "2h", (0, 1)), (280, "12f", (float("nan"),) * 12)], ""),
+    "orientation codes": ([(252, "2h", (12388, -17440))], "orientation codes (qform, sform) 12388 and -17440"),
+    "an origin beyond all rooms": ([(288 + 4, "f", 1e9)], "within 100 m"),
     "no magic": ([(344, "4s", b"xxxx")], ""),
 }
 

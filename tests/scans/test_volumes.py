@@ -492,3 +492,15 @@ def test_real_scans(tmp_path, case, orientation, classes):
     truth = sitk.GetArrayFromImage(sitk.ReadImage(str(mask)))
     truth = np.where((truth >= 20) & (truth <= 24), truth, 0)[..., :stored.GetSize()[0]]  # PLoS 02: one slice less
     assert np.array_equal(sitk.GetArrayFromImage(written), truth)
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_without_a_temporary_folder(tmp_path, monkeypatch, extension):
+    """Neither reading nor writing needs one."""
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+    path = save(tmp_path / f"a{extension}", stored_image(ramp(3, 4, 5)))
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    volume = read_volume(path)
+    write_mask(tmp_path / f"m{extension}", np.zeros(volume.image.shape, np.uint8), volume.geometry)
+    assert geometry_of(sitk.ReadImage(str(tmp_path / f"m{extension}"))).size == volume.geometry.size
