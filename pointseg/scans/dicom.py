@@ -445,8 +445,8 @@ def _read_header(path: Path) -> Header | None:
                 header.has_pixels and header.series):
             return None
         if not header.other_kind and header.frames == 1:  # an enhanced file of one slice has its place in groups too
-            for tag, sequence in GROUPS.items():
-                for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+            for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+                for tag, sequence in GROUPS.items() if groups in tags else ():
                     if tag in (level := _first(_first(tags, groups), sequence)):
                         tags[tag] = level[tag]
         return header
