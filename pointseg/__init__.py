@@ -28,3 +28,5 @@ None of these imports a folder.  The folders, each of which may import those bel
     datasets    folders of cases, their split by patient, synthetic scans, importers of public datasets
     scans       files to volumes, masks to files
 """
+
+__version__ = "0.1.0"

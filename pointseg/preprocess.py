@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pointseg.kernels import clahe
-from pointseg.volume import UNLABELLED, Clicks, Volume
+from pointseg.volume import UNLABELLED, Clicks, Volume, in_hounsfield_units
 
 CT_WINDOW_HU = (-200.0, 1000.0)  # fat to cortical bone; fixed, so that metal cannot compress the contrast of bone
 MR_PERCENTILES = (0.5, 99.5)  # MR has no unit, and a few very bright voxels
@@ -124,9 +124,9 @@ def resample_nearest(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndar
 def rescale(image: np.ndarray, modality: str) -> np.ndarray:
     """Intensities to [0, 1]: a fixed window for CT, percentiles for MR.  An unknown modality is told by its air.
 
-    A CT without a negative value is not in HU, where fat and air are below 0: it is treated like MR.
+    A CT that is not in HU is treated like MR.
     """
-    ct = (modality or modality_from_intensities(image)) == "CT" and image.min() < 0
+    ct = (modality or modality_from_intensities(image)) == "CT" and in_hounsfield_units(image)
     low, high = map(float, CT_WINDOW_HU if ct else np.percentile(image, MR_PERCENTILES))  # NumPy's would widen float32
     out = image - low
     out /= max(high - low, 1e-6)

@@ -14,14 +14,21 @@ import numpy as np
 BACKGROUND = 0
 UNLABELLED = 255  # ignored by the losses
 CLASSES = ("background", "L1", "L2", "L3", "L4", "L5")
+TEXT_MAX = 1200  # characters of a message
+FAT_HU = -50
 
 
 class ScanError(ValueError):
     """Input that cannot be used.  The message names the file, what was found, what was expected and the next step."""
 
     def __init__(self, message: str):
-        """Of one line: what a file or its name holds may not break it."""
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        """Of one line, not too long: what a file, its name or many files hold may not break it."""
+        super().__init__(shortened("".join(c if c.isprintable() else repr(c)[1:-1] for c in message)))
+
+
+def shortened(text: str) -> str:
+    """A text without its middle, where it is too long to read: the name comes first, the next step last."""
+    return text if len(text) <= TEXT_MAX else f"{text[: TEXT_MAX // 2]} [...] {text[-TEXT_MAX // 3 :]}"
 
 
 @dataclass(frozen=True)
@@ -110,3 +117,10 @@ class Volume:
     geometry: Geometry  # the stored grid, where predictions go back to
     notes: tuple[str, ...] = ()  # what was done to the scan when it was read, or assumed
     clicks: Clicks | None = None
+
+
+def in_hounsfield_units(image: np.ndarray) -> bool:
+    """Whether a CT's values can be HU, fat and air lying below 0: not so without rescaling, or with 1024 added."""
+    step = max(1, round((image.size / 1e5) ** (1 / 3)))  # some 100,000 voxels tell
+    some = image[::step, ::step, ::step]
+    return np.count_nonzero(some < FAT_HU) > 0.001 * some.size

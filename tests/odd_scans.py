@@ -1,6 +1,9 @@
 """A good scan in seven forms, and a model whose mask tells whether all of it is in its place."""
 
 import dataclasses
+import json
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,3 +121,65 @@ def good(model, tmp_path_factory) -> Callable[..., np.ndarray]:
             assert np.sum(np.bincount(masks[key].ravel(), minlength=6) > 0.01 * masks[key].size) >= 3
         return masks[key]
     return mask_of
+
+
+@dataclasses.dataclass
+class Answer:
+    status: int
+    error: str  # the message, without "pointseg segment: "
+    mask: sitk.Image | None
+    notes: str
+
+
+def segment(scan: Path, model: Path, folder: Path, capsys, *options: str) -> Answer:
+    """Run the command, and check what holds for every file, good or bad."""
+    capsys.readouterr()
+    out = folder / "out"
+    start = time.monotonic()
+    status = cli.main(["segment", str(scan), "--model", str(model), "-o", str(out / "mask.mha"), *options])
+    assert time.monotonic() - start < SECONDS
+    said = capsys.readouterr()
+    written = sorted(p.name for p in out.iterdir()) if out.exists() else []
+    if status == 0:
+        assert said.err == "" and written == ["mask.json", "mask.mha", "mask.png"]
+        record = json.loads((out / "mask.json").read_text())
+        answer = Answer(0, "", sitk.ReadImage(str(out / "mask.mha")), "; ".join(record["notes"]))
+        array = sitk.GetArrayViewFromImage(answer.mask)
+        assert array.dtype == np.uint8 and array.max() <= 5
+    else:
+        assert status == 1 and written == []
+        (line,) = said.err.strip().splitlines()  # one, so no traceback either
+        assert line.startswith("pointseg segment: ") and scan.name in line and ", expected " in line, line
+        answer = Answer(1, line, None, "")
+    shutil.rmtree(out, ignore_errors=True)
+    return answer
+
+
+def is_good(answer: Answer, expected: np.ndarray, spacing=SPACING, direction=DIRECTION) -> None:
+    """The good scan's mask, in its geometry."""
+    assert answer.status == 0, answer.error
+    assert np.array_equal(sitk.GetArrayFromImage(answer.mask), expected)
+    for found, wanted in ((answer.mask.GetSpacing(), spacing), (answer.mask.GetOrigin(), ORIGIN),
+                          (answer.mask.GetDirection(), np.ravel(direction))):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def is_refused(answer: Answer, *said: str) -> None:
+    assert answer.status == 1
+    for text in said:
+        assert text in answer.error, answer.error
+
+
+def change(**tags):
+    """Set these in every slice; None removes."""
+    def apply(d, k):
+        for tag, value in tags.items():
+            if value is None:
+                delattr(d, tag)
+            else:
+                setattr(d, tag, value)
+    return apply
+
+
+def only(number: int, **tags):
+    return lambda d, k: change(**tags)(d, k) if k == number else None

@@ -119,7 +119,7 @@ def test_an_unknown_modality_is_told_by_its_air():
     rng = np.random.default_rng(0)
     ct = rng.uniform(-100, 800, (6, 10, 10))
     ct[:, :2] = -1000
-    mr = rng.uniform(-10, 800, (6, 10, 10))
+    mr = rng.uniform(-100, 800, (6, 10, 10))
     assert (rescale(ct, "") == rescale(ct, "CT")).all() and (rescale(ct, "") != rescale(ct, "MR")).any()
     assert (rescale(mr, "") == rescale(mr, "MR")).all() and (rescale(mr, "") != rescale(mr, "CT")).any()
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from pointseg import __version__
 from pointseg.datasets.importers import NAMES
 from pointseg.runs.surroundings import close_bars, processes_of_torchrun, steady_streams
 from pointseg.volume import ScanError
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("pointseg", description="Segment the lumbar vertebrae L1..L5 in CT and MR, taught by "
                                   "points instead of full masks.")
+    top.add_argument("--version", action="version", version=f"pointseg {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, function, summary: str, description: str) -> argparse.ArgumentParser:
@@ -217,7 +219,8 @@ def chosen_profile(options: argparse.Namespace):
         raise ScanError(f"--imagenet: the {profile.name} profile is narrower than VGG16 and starts from scratch; "
                         "leave it out, or take --profile thesis")
     if options.imagenet != "none" and not Path(options.imagenet).is_file():
-        raise ScanError(f"{options.imagenet}: no such file, expected VGG16's ImageNet weights; check --imagenet")
+        found = "found a folder" if Path(options.imagenet).is_dir() else "no such file"
+        raise ScanError(f"{options.imagenet}: {found}, expected VGG16's ImageNet weights; check --imagenet")
     return replace(profile, imagenet=options.imagenet != "none")
 
 
@@ -317,7 +320,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from pointseg.datasets.manifest import read_manifest
     from pointseg.report.scores import evaluate_model, summary, text_of
     from pointseg.runs.models import cases_of_split, load_model, load_split
-    from pointseg.scans.files import check_file, check_folder, write_json
+    from pointseg.scans.files import check_file, check_folder, some_of, write_json
 
     if options.json:
         check_folder(options.json.parent)
@@ -336,7 +339,7 @@ def evaluate(options: argparse.Namespace) -> None:
               "flatters it; --split test scores the others")
     if flawed := [c for c in cases if c.flaw]:
         print(f"\nnote: {len(flawed)} of these {len(cases)} cases have a known flaw: "
-              + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
+              + some_of([f"{c.name} ({c.flaw})" for c in flawed], "; "))
 
 
 def import_dataset(options: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pointseg.datasets.manifest import MANIFEST, read_manifest
-from pointseg.scans.dicom import images_in
+from pointseg.scans.dicom import frames_in
 from pointseg.scans.reading import SCAN_ENDINGS, data_files
 from pointseg.scans.volumes import stem
 from pointseg.volume import ScanError
@@ -21,6 +21,8 @@ def find_scans(paths: Sequence[Path], out: Path) -> dict[Path, str]:
     scans: dict[Path, str] = {}
     for path in paths:
         found = dict(_below(path, _real(out))) if os.path.isdir(path) else {path: ""}
+        if not found and frames_in(path):  # to be refused by what it is
+            found = {path: ""}
         if not found:
             raise ScanError(f"{path}: found no scan in this folder, expected DICOM files or {', '.join(SCAN_ENDINGS)}; "
                             "check the path")
@@ -37,14 +39,15 @@ def _below(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:
         return
     try:
         paths = sorted(folder.iterdir())
-        dicom = images_in(folder)
+        every = frames_in(folder)
+        dicom = {p: n for p, n in every.items() if n}  # without segmentations, reports ..
     except OSError:
         yield folder, ""  # to be reported as one that cannot be read
         return
     several = len(dicom) > 1 and min(dicom.values()) > 1  # each of these files is a scan
     if dicom and not several:
         yield folder, ""
-    paths = [p for p in paths if p not in dicom or several]
+    paths = [p for p in paths if p not in every or (p in dicom and several)]
     for path in paths:
         if path.name.startswith("."):
             continue

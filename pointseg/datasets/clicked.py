@@ -52,7 +52,7 @@ def import_points(files: Sequence[Path], scans: Sequence[Path], out: Path, sourc
         cases.append(Case(source, case, f"{source}-{person[1] if person else case}", volume.modality, image, None,
                           levels=tuple(known), points=points))
         told.append(f"{case}: {len(clicks.values)} clicks, {', '.join(known) or 'no vertebra'}")
-        told += [f"  doubt: {doubt}" for doubt in doubts]
+        told += [f"  note: {note}" for note in volume.notes] + [f"  doubt: {doubt}" for doubt in doubts]
     add_to_manifest(out, cases)
     return told
 

@@ -6,17 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import SimpleITK as sitk
+
 from pointseg.scans.clicks import has_places
-from pointseg.scans.files import whole_file
+from pointseg.scans.files import delimiter_in, found_at, whole_file
 from pointseg.scans.outlines import outlined
-from pointseg.scans.volumes import read_volume
-from pointseg.volume import BACKGROUND, UNLABELLED, ScanError, Volume
+from pointseg.scans.reading import read_mask
+from pointseg.scans.volumes import read_volume, span_of
+from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, ScanError, Volume
 
 MANIFEST = "manifest.csv"
 COLUMNS = ("source", "case", "patient", "modality", "image", "mask", "mask_extent", "levels", "flaw")
-FURTHER = ("part", "points", "labelled")  # columns that few folders need: a published split, clicks, outlines
+FURTHER = ("part", "points", "labelled", "scheme")  # that few folders need: a published split, clicks, outlines, 0..5
 PARTS = ("train", "validation", "test")
-PART, POINTS, LABELLED = FURTHER
+PART, POINTS, LABELLED, SCHEME = FURTHER
 REQUIRED = ("source", "case", "patient", "image")  # and mask or points
 CENTROIDS = "centroids"  # mask_extent of cases that know a small ball in each vertebra, and next to no background
 NAMELESS = "vertebra"  # levels of cases whose vertebrae have no known level
@@ -38,6 +42,7 @@ class Case:
     part: str = ""  # of the split that the source publishes: "train", "validation", "test" or "" for none
     points: Path | None = None  # a file of clicks: see `scans.clicks`
     labelled: str = ""  # which slices the mask tells all of, where not of every one: see `scans.outlines`
+    scheme: str = ""  # of the mask's values: "classes" for 0..5, as `pointseg segment` writes them, else VerSe's
 
     @property
     def name(self) -> str:
@@ -59,13 +64,19 @@ class Case:
 
     def read(self) -> Volume:
         """The scan and what is known of it: its mask must show a lumbar vertebra, or there is nothing to learn."""
-        volume = read_volume(self.image, self.mask, name=self.name, modality=self.modality,
-                             scheme="dataset" if self.names_levels else "vertebra", clicks_path=self.points)
+        scheme = "vertebra" if not self.names_levels else "classes" if self.scheme == "classes" else "dataset"
+        volume = read_volume(self.image, self.mask, name=self.name, modality=self.modality, scheme=scheme,
+                             clicks_path=self.points)
         if self.mask and self.labelled:
             volume = outlined(volume, self.labelled, self.mask)
         if self.mask and not ((volume.mask != BACKGROUND) & (volume.mask != UNLABELLED)).any():
-            raise ScanError(f"{self.mask}: found no voxel of L1..L5, expected at least one; "
-                            f"check the file, or remove {self.name} from the {MANIFEST}")
+            values = set(np.unique(sitk.GetArrayFromImage(read_mask(self.mask).image)).astype(int).tolist())
+            hint = "check the file"
+            if scheme == "dataset" and values & {*range(1, len(CLASSES))} and max(values - {UNLABELLED}) < len(CLASSES):
+                hint = (f"if 1..5 are L1..L5, as segment writes without --verse, say classes in a column {SCHEME} of "
+                        f"the {MANIFEST}")
+            raise ScanError(f"{self.mask}: found no voxel of L1..L5 among its values {span_of(values)}, expected at "
+                            f"least one; {hint}, or remove {self.name} from the {MANIFEST}")
         return volume
 
 
@@ -73,7 +84,7 @@ def read_manifest(folder: str | Path, sources: Sequence[str] = ()) -> list[Case]
     """The cases of a dataset folder in manifest order; `sources` keeps only these."""
     manifest = Path(folder) / MANIFEST
     if not manifest.is_file():
-        found = "no such folder" if not Path(folder).is_dir() else f"no {MANIFEST} in this folder"
+        found = f"no {MANIFEST} in this folder" if Path(folder).is_dir() else found_at(folder)
         raise ScanError(f"{folder}: {found}, expected a dataset folder; check the path, or write one "
                         "as data/README.md says")
     _, rows = read_rows(folder)
@@ -101,8 +112,9 @@ def read_rows(folder: str | Path) -> tuple[list[str], list[tuple[int, dict[str, 
         return [], []
     try:
         with open(manifest, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or ())
+            reader = csv.DictReader(file, delimiter=delimiter_in(file.readline()))
+            file.seek(0)
+            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ScanError(f"{manifest}: cannot be read ({error}), expected UTF-8 text; save it as CSV again") from None
@@ -147,7 +159,7 @@ def _row(folder: str | Path, case: Case) -> dict[str, str]:
                         "move the files there")
     image, mask, points = (inside[p].as_posix() if p else "" for p in (case.image, case.mask, case.points))
     values = (case.source, case.case, case.patient, case.modality, image, mask, case.mask_extent,
-              " ".join(case.levels), case.flaw, case.part, points, case.labelled)
+              " ".join(case.levels), case.flaw, case.part, points, case.labelled, case.scheme)
     return dict(zip((*COLUMNS, *FURTHER), values, strict=True))
 
 
@@ -179,9 +191,12 @@ def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
     if get[PART] not in (*PARTS, ""):
         raise ScanError(f"{manifest}, line {line}: {PART} is {get[PART]}, expected {', '.join(PARTS)} or nothing; "
                         "correct it")
+    if get[SCHEME] not in ("", "verse", "classes"):
+        raise ScanError(f"{manifest}, line {line}: {SCHEME} is {get[SCHEME]}, expected verse (20..24 are L1..L5), "
+                        "classes (1..5 are) or nothing; correct it")
     image, mask, points = (manifest.parent / get[c] if get[c] else None for c in ("image", "mask", POINTS))
     return Case(get["source"], get["case"], get["patient"], modality, image, mask, get["mask_extent"],
-                tuple(get["levels"].split()), get["flaw"], get[PART], points, get[LABELLED])
+                tuple(get["levels"].split()), get["flaw"], get[PART], points, get[LABELLED], get[SCHEME])
 
 
 def _refuse_duplicates(manifest: Path, cases: Sequence[Case]) -> None:

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from pointseg.datasets.manifest import PARTS, Case
 from pointseg.preprocess import Prepared, Scans, prepare
 from pointseg.profiles import Profile
+from pointseg.scans.files import some_of
 from pointseg.volume import ScanError
 
 SIXTHS = (4, 1, 1)  # of the patients, for training, test, validation: the order in which a tie is settled
@@ -100,7 +101,7 @@ def split_without_flaws(cases: Sequence[Case], seed: int, published: bool = Fals
     flawed = [c for c in cases if c.flaw]
     if flawed:
         print(f"{len(flawed)} of {len(cases)} cases have a known flaw and are left out: "
-              + "; ".join(f"{c.name} ({c.flaw})" for c in flawed))
+              + some_of([f"{c.name} ({c.flaw})" for c in flawed], "; ", most=20))
     usable = [c for c in cases if not c.flaw]
     if not two_classes:
         usable = cases_with_levels(usable)
@@ -114,8 +115,8 @@ def names_of(split: Split) -> dict[str, list[str]]:
 
 def read_and_prepare(case: Case, grid_mm: float) -> Prepared:
     volume = case.read()
-    if case.points or case.labelled:  # by hand: what looks wrong in it is worth a line
-        print("".join(f"{case.name}: {note}\n" for note in volume.notes), end="")
+    for note in volume.notes:
+        tqdm.write(f"{case.name}: {note}")
     return prepare(volume, grid_mm)
 
 

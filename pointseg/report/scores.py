@@ -140,7 +140,13 @@ def evaluate_model(model: Model | ThreeAxes, cases: Iterable[Case]) -> Evaluatio
     if not usable:
         raise ScanError("found centroids alone, which tell levels but no extent, expected masks to score a model of "
                         "two classes by; take another source, or a model of L1..L5")
-    return evaluate({"model": model.probabilities}, model.prepare, usable)["model"]
+
+    def told(volume: Volume) -> Prepared:
+        for note in volume.notes:
+            tqdm.write(f"{volume.name}: {note}")
+        return model.prepare(volume)
+
+    return evaluate({"model": model.probabilities}, told, usable)["model"]
 
 
 def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from pointseg.datasets.manifest import Case
 from pointseg.network import FCN8VGG16, device
 from pointseg.predict import Model, ThreeAxes
 from pointseg.runs.weights import check_tensors, read_torch, save_torch
-from pointseg.scans.files import first_line, whole_file
+from pointseg.scans.files import first_line, some_of, whole_file
 from pointseg.slices import AXES
 from pointseg.volume import CLASSES, ScanError
 
@@ -53,7 +53,7 @@ def cases_of_split(cases: Sequence[Case], split: Mapping[str, list[str]], part: 
     """The cases that a model's split kept for `part`; an error where there are none of them."""
     names = split.get(part, [])
     if not (chosen := [case for case in cases if case.name in set(names)]):
-        raise ScanError(f"found none of the model's {part} cases ({', '.join(names) or 'none'}) in this folder; "
+        raise ScanError(f"found none of the model's {part} cases ({some_of(names) or 'none'}) in this folder; "
                         "expected the folder it was trained on, or --split all for scans it has never seen")
     return chosen
 
@@ -61,8 +61,9 @@ def cases_of_split(cases: Sequence[Case], split: Mapping[str, list[str]], part: 
 def _read(path: Path) -> tuple[Model | ThreeAxes, dict[str, list[str]]]:
     """A model and the case names of its split."""
     if not path.is_file():
-        raise ScanError(f"{path}: no such file; "
-                        "expected a model that `pointseg table1` or `train` wrote; check the path")
+        found = "found a folder" if path.is_dir() else "no such file"
+        raise ScanError(f"{path}: {found}, expected a model that `pointseg table1` or `train` wrote, such as "
+                        "result.pt in table1's OUT; check the path")
     try:
         content = read_torch(path)
         if content["format"] != FORMAT:

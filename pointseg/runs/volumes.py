@@ -97,7 +97,8 @@ def _prepared_case(case: Case, grid_mm: float, folder: Path) -> ScanInFile:
 
 def key_of(case: Case, grid_mm: float) -> str:
     """A hash of all that a prepared case depends on: its files' bytes, how they are read, the grid, and the code."""
-    digest = hashlib.sha256(repr((hash_of_case(case), case.modality, case.names_levels, grid_mm)).encode())
+    digest = hashlib.sha256(repr((
+        hash_of_case(case), case.modality, case.names_levels, case.labelled, case.scheme, grid_mm)).encode())
     digest.update(repr(identity_of("preprocess", "datasets.manifest")).encode())
     return digest.hexdigest()[:32]
 

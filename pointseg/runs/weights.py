@@ -4,6 +4,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.error import URLError
 
 import torch
@@ -33,9 +34,12 @@ def read_torch(path: Path) -> object:
                 raise Damaged("parts of it are compressed, which torch does not do")
             if wrong := whole.testzip():
                 raise Damaged(f"the checksum of {wrong} is wrong")
-    with warnings.catch_warnings():  # of how foreign files are pickled: they are refused, or are good
-        warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings():  # of how foreign files are pickled: they are refused, or are good
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:  # torch's advice is to load it all the same, code and all
+        raise Damaged("it is no file of weights alone") from None
 
 
 def check_tensors(found: Mapping, expected: Mapping, size_bytes: float = float("inf")) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pointseg.scans.files import first_line, whole_file, write_json
+from pointseg.scans.files import delimiter_in, first_line, whole_file, write_json
 from pointseg.volume import BACKGROUND, CLASSES, Clicks, Geometry, ScanError
 
 COLUMNS = ("level", "x_mm", "y_mm", "z_mm", "slice", "seconds", "stands_for_mm3")
@@ -194,7 +194,7 @@ def _number(path: Path, row: str, text: object) -> float:
 
 def _rows(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_in(text.partition("\n")[0]), strict=True)
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 yield f"line {reader.line_num}", [cell.strip() for cell in cells]

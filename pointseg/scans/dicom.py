@@ -5,6 +5,7 @@ SimpleITK does not show; SimpleITK (GDCM) decodes the pixels.  Of two images tha
 """
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,22 +15,36 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
-from pointseg.scans.files import Stored, first_line, quiet, reason
+from pointseg.scans.files import Damaged, Stored, first_line, quiet, reason, some_of
 from pointseg.volume import ScanError
 
-UNEVEN_MAX = 0.1  # share by which the smallest step between slices may fall short of the largest
+UNEVEN_MAX = 0.1  # share of a step by which slices may lie off even places
+ROUNDED_MM = 0.051  # and what rounding to 0.1 mm leaves, where that is more
+SCAN_KINDS = ("CT Image", "MR Image", "Secondary Capture", "X-Ray 3D")  # in the standard's names of what scans can be
+GROUPS = {"ImagePositionPatient": "PlanePositionSequence", "ImageOrientationPatient": "PlaneOrientationSequence",
+          "PixelSpacing": "PixelMeasuresSequence", "RescaleSlope": "PixelValueTransformationSequence",
+          "RescaleIntercept": "PixelValueTransformationSequence"}  # where enhanced files keep them
 COSINE_TOLERANCE = 1e-3
 LOCALISER_WORDS = ("LOCALIZER", "LOCALISER", "SCOUT", "SURVEY", "TOPOGRAM")
-TAGS = ("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "PatientID", "PatientName",
-        "PatientBirthDate", "Modality", "ImageType", "PhotometricInterpretation", "SamplesPerPixel", "NumberOfFrames",
-        "Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelSpacing", "SpacingBetweenSlices",
-        "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
+TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "PatientID",
+        "PatientName", "PatientBirthDate", "Modality", "ImageType", "PhotometricInterpretation", "SamplesPerPixel",
+        "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelSpacing",
+        "SpacingBetweenSlices", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 class NoPlace(ScanError):
     """A file that does not say where its slices lie."""
+
+
+class NoScan(ScanError):
+    """Files of another kind than scans; `files` has their paths by kind, such as "Segmentation"."""
+
+    def __init__(self, message: str, files: dict[str, list[Path]]):
+        super().__init__(message)
+        self.files = files
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,10 @@ class Header:
         return int(self.tags.get("NumberOfFrames") or 1)
 
     @property
+    def series(self) -> str:
+        return str(self.tags.get("SeriesInstanceUID") or "")
+
+    @property
     def patient(self) -> tuple[str, ...]:
         return tuple(str(self.tags.get(tag) or "") for tag in ("PatientID", "PatientName", "PatientBirthDate"))
 
@@ -53,8 +72,23 @@ class Header:
         return any(name in word.upper() for word in words for name in LOCALISER_WORDS)
 
     @property
-    def is_image(self) -> bool:
+    def has_pixels(self) -> bool:
         return "Rows" in self.tags and "Columns" in self.tags
+
+    @property
+    def is_placed(self) -> bool:
+        return self.frames > 1 or bool(self.tags.get("ImagePositionPatient"))
+
+    @property
+    def other_kind(self) -> str:
+        """What it is where it can be no scan, such as "Segmentation" or "RT Dose"; "" where it may be one.
+
+        By its SOP class; one that the standard does not know is a manufacturer's, and may be a scan.
+        """
+        uid = UID(str(self.tags.get("SOPClassUID") or self.tags.file_meta.get("MediaStorageSOPClassUID") or ""))
+        if uid.name != str(uid) and not any(kind in uid.name for kind in SCAN_KINDS):
+            return uid.name.removesuffix(" Storage")
+        return "colour image" if int(self.tags.get("SamplesPerPixel") or 1) > 1 else ""
 
 
 @contextlib.contextmanager
@@ -66,55 +100,103 @@ def _quiet() -> Iterator[None]:
 
 
 @_quiet()
-def images_in(folder: Path) -> dict[Path, int]:
-    """The DICOM images that lie in this folder, and how many frames each has."""
+def frames_in(folder: Path) -> dict[Path, int]:
+    """The DICOM files that lie in this folder, and of how many slices each is; 0 for one that is no image of a scan."""
     headers = (_read_header(path) for path in _files(folder))
-    return {header.path: header.frames for header in headers if header and header.is_image}
+    return {h.path: h.frames * (h.has_pixels and not h.other_kind) for h in headers if h}
 
 
 @_quiet()
 def read_series(folder: Path, series: str = "") -> Stored:
     """The one scan of a folder; `series` names it (its SeriesInstanceUID) where there are several.
 
-    Localisers are left aside where something else is there.  Files of one series are sorted by position.
+    What is no image of a scan, localisers, series without places and copies of a slice are left aside where something
+    else is there.  Files of one series are sorted by position.
     """
-    found: dict[str, list[Header]] = {}
-    for path in _files(folder):
-        if (header := _read_header(path)) and header.is_image:
-            if min(header.tags.Rows, header.tags.Columns) < 2:
-                raise ScanError(f"{path}: found slices of {header.tags.Columns} x {header.tags.Rows} pixels, expected "
-                                "at least 2 x 2; look for the images of the scan")
-            found.setdefault(str(header.tags.get("SeriesInstanceUID") or ""), []).append(header)
-    if not found:
+    headers = {path: _read_header(path) for path in _files(folder)}
+    every, strangers = [h for h in headers.values() if h], [path for path, h in headers.items() if not h]
+    if damaged := [path for path in strangers if is_dicom(path)]:
+        raise ScanError(f"{damaged[0]}: cannot be read, expected a complete DICOM file; copy or export it again")
+    if not every:
         raise ScanError(f"{folder}: found no DICOM file in this folder, expected the slices of one scan; "
                         "give the folder that the files lie in, or a NIfTI, MHA or NRRD file")
-    notes = []
-    if series:
-        if series not in found:
-            raise ScanError(f"{folder}: found no series {series}, expected one of {_names(found)}; choose among these")
-        headers = found[series]
-    else:
-        scans = {uid: headers for uid, headers in found.items() if not all(h.is_localiser for h in headers)}
+    if series and series not in (found := _by_series(every)):
+        raise ScanError(f"{folder}: found no series {series}, expected one of {_names(found)}; choose among these")
+    every = found[series] if series else every
+    found, notes = _by_series(_images(folder, every)), []
+    if strangers:
+        notes.append(f"left aside {len(strangers)} files that are not DICOM ({some_of([p.name for p in strangers])})")
+    if others := [h.other_kind for h in every if h.other_kind]:
+        notes.append(f"left aside {len(others)} files that are no images of a scan ({some_of(sorted(set(others)))})")
+    for aside, what in ((lambda h: h.is_localiser, "localiser series"),
+                        (lambda h: not h.is_placed, "series without the places of its slices")):
+        scans = {uid: headers for uid, headers in found.items() if not all(map(aside, headers))}
         if 0 < len(scans) < len(found):
-            notes.append(f"left aside {len(found) - len(scans)} localiser series")
+            notes.append(f"left aside {len(found) - len(scans)} {what}")
             found = scans
-        if len(found) > 1:
-            raise ScanError(f"{folder}: found {len(found)} DICOM series ({_names(found)}), expected one; "
-                            "name the one you want by --series, or give it a folder of its own")
-        (headers,) = found.values()
+    if len(found) > 1:
+        raise ScanError(f"{folder}: found {len(found)} DICOM series ({_names(found)}), expected one; "
+                        "name the one you want by --series, or give it a folder of its own")
+    (headers,) = found.values()
     if (localisers := [h for h in headers if h.is_localiser]) and len(localisers) < len(headers):
         headers = [h for h in headers if not h.is_localiser]
         notes.append(f"left aside {len(localisers)} localiser images of the same series")
     if len(patients := {h.patient for h in headers}) > 1:
-        raise ScanError(f"{folder}: found files of {len(patients)} patients in one series "
-                        f"({'; '.join(sorted(' '.join(filter(None, p)) or 'no name' for p in patients))}), "
+        names = sorted(" ".join(filter(None, p)) or "no name" for p in patients)
+        raise ScanError(f"{folder}: found files of {len(patients)} patients in one series ({some_of(names, '; ')}), "
                         "expected one; sort the files by patient")
-    if len(multi := [h for h in headers if h.frames > 1]):
-        if len(headers) > 1:
-            raise ScanError(f"{folder}: found {len(headers)} files in one series, {len(multi)} of them with several "
+    once = _without_copies(headers)
+    if len(once) < len(headers):
+        notes.append(f"left aside {len(headers) - len(once)} copies of slices")
+    if len(multi := [h for h in once if h.frames > 1]):
+        if len(once) > 1:
+            raise ScanError(f"{folder}: found {len(once)} files in one series, {len(multi)} of them with several "
                             "frames, expected one such file or files of one slice each; give the file of the scan")
-        return read_frames(headers[0].path, notes)
-    return _stored(folder, headers, _places(folder, headers), notes)
+        return read_frames(once[0].path, notes)
+    return _stored(folder, once, _places(folder, once), notes)
+
+
+def _by_series(headers: Sequence[Header]) -> dict[str, list[Header]]:
+    found: dict[str, list[Header]] = {}
+    for header in headers:
+        found.setdefault(header.series, []).append(header)
+    return found
+
+
+def _images(source: Path, headers: Sequence[Header]) -> list[Header]:
+    """Those that may be of a scan: at least one, and each whole."""
+    images = [h for h in headers if not h.other_kind]
+    if not images:
+        files: dict[str, list[Path]] = {}
+        for header in headers:
+            files.setdefault(header.other_kind, []).append(header.path)
+        raise NoScan(f"{source}: found {some_of(sorted(files))}, expected a CT or MR scan of one grey value a pixel; "
+                     "give the images that it belongs to", files)
+    for header in images:
+        if not header.has_pixels:
+            raise ScanError(f"{header.path}: cannot be read (no Rows and Columns), expected a complete DICOM image; "
+                            "copy or export it again")
+        if min(header.tags.Rows, header.tags.Columns) < 2:
+            raise ScanError(f"{header.path}: found slices of {header.tags.Columns} x {header.tags.Rows} pixels, "
+                            "expected at least 2 x 2; look for the images of the scan")
+    return images
+
+
+def _without_copies(headers: Sequence[Header]) -> list[Header]:
+    """Of slices at one place with the same pixels the first, and of files with many frames that are one."""
+    kept: dict[tuple, list[Header]] = {}
+    for header in headers:
+        place = tuple(map(str, _values(header.tags, "ImagePositionPatient")))
+        with contextlib.suppress(ValueError):
+            place = tuple(map(float, place))
+        twins = kept.setdefault(place if header.frames == 1 else str(header.tags.get("SOPInstanceUID")), [])
+        if not any(_same_pixels(header, twin) for twin in twins):
+            twins.append(header)
+    return [header for twins in kept.values() for header in twins]
+
+
+def _same_pixels(a: Header, b: Header) -> bool:
+    return np.array_equal(*(sitk.GetArrayFromImage(_pixels(h.path, [h])) for h in (a, b)))
 
 
 @_quiet()
@@ -128,9 +210,10 @@ def is_dicom(path: Path) -> bool:
 def read_frames(path: Path, notes: Sequence[str] = ()) -> Stored:
     """A file with a frame for each slice (an Enhanced MR or CT), or a single slice, which is refused."""
     header = _read_header(path)
-    if header is None or not header.is_image:
+    if header is None:
         raise ScanError(f"{path}: found no DICOM image in it, expected one with a frame for each slice; "
                         "copy or export it again")
+    _images(path, [header])
     if header.frames < 2:
         raise ScanError(f"{path}: found a single slice of {header.tags.Columns} x {header.tags.Rows} pixels, expected "
                         "a scan; give the folder of its slices")
@@ -152,7 +235,7 @@ def _places(folder: Path, headers: Sequence[Header]) -> Places:
     for header in headers:
         for tag, size in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
             _numbers(header.path, header.tags, tag, size)
-        for tag in ("RescaleSlope", "RescaleIntercept"):  # a CT without them loses its HU
+        for tag in ("RescaleSlope", "RescaleIntercept"):
             if tag in header.tags:
                 _numbers(header.path, header.tags, tag, 1)
     first = headers[0].tags
@@ -182,17 +265,15 @@ def _frame_places(path: Path, header: Header) -> Places:
         raise NoPlace(f"{path}: found {header.frames} frames and the places of {len(frames)}, expected the place of "
                         "each; convert the file to NIfTI with a converter for your scanner, such as dcm2niix")
 
-    def group(frame: Dataset, sequence: str, tag: str, size: int) -> list[float]:
-        for level in (_first(frame, sequence), _first(shared, sequence), header.tags):
-            if tag in level:
-                return _numbers(path, level, tag, size)
-        return _numbers(path, header.tags, tag, size)
+    def group(frame: Dataset, tag: str, size: int) -> list[float]:
+        levels = (_first(frame, GROUPS[tag]), _first(shared, GROUPS[tag]), header.tags)
+        return _numbers(path, next((level for level in levels if tag in level), header.tags), tag, size)
 
-    positions = [group(f, "PlanePositionSequence", "ImagePositionPatient", 3) for f in frames]
-    orientations = [group(f, "PlaneOrientationSequence", "ImageOrientationPatient", 6) for f in frames]
-    spacings = [group(f, "PixelMeasuresSequence", "PixelSpacing", 2) for f in frames]
-    slopes = {tuple(group(f, "PixelValueTransformationSequence", tag, 1)[0] for tag in ("RescaleSlope",
-              "RescaleIntercept")) for f in frames if _first(f, "PixelValueTransformationSequence")}
+    positions = [group(f, "ImagePositionPatient", 3) for f in frames]
+    orientations = [group(f, "ImageOrientationPatient", 6) for f in frames]
+    spacings = [group(f, "PixelSpacing", 2) for f in frames]
+    slopes = {tuple(group(f, tag, 1)[0] for tag in ("RescaleSlope", "RescaleIntercept")) for f in frames
+              if any(_first(level, GROUPS["RescaleSlope"]) for level in (f, shared))}
     for name, values, tolerance in (("orientations", orientations, COSINE_TOLERANCE), ("spacings", spacings, 1e-3),
                                     ("grey value scales", list(slopes), 1e-6)):
         if len(values) > 1 and np.ptp(values, axis=0).max() > tolerance:
@@ -247,24 +328,66 @@ def _stack(source: Path, places: Places, keep_order: bool) -> tuple[np.ndarray, 
     order = np.argsort(along_mm, kind="stable")
     if len(order) < 2:
         raise ScanError(f"{source}: found a single slice, expected a scan; look for the other files of its series")
-    steps_mm = np.diff(along_mm[order])
-    if not steps_mm.min() > (1 - UNEVEN_MAX) * steps_mm.max():
+    steps_mm, numbers = np.diff(along_mm[order]), np.arange(len(order))
+    step_mm, start_mm = np.polyfit(numbers, along_mm[order], 1)  # the best line, since positions may be rounded
+    off_mm = np.abs(along_mm[order] - start_mm - step_mm * numbers).max()
+    if not off_mm <= max(UNEVEN_MAX * step_mm, min(ROUNDED_MM, 0.25 * step_mm)) or steps_mm.min() < 1e-3:
         repeated = "; some positions occur twice, as in several echoes or time points" if steps_mm.min() < 1e-3 else ""
         raise ScanError(f"{source}: found {len(order)} slices {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart"
                         f"{repeated}, expected even steps; look for missing, repeated or damaged files")
-    first, last = places.positions[order[[0, -1]]]
-    sideways_mm = np.linalg.norm(last - first - normal * steps_mm.sum())
+    moved = places.positions[order] - places.positions[order[0]]
+    sideways_mm = np.linalg.norm(moved - np.outer(moved @ normal, normal), axis=1).max()
     if sideways_mm > min(places.spacing):
-        raise ScanError(f"{source}: found slices that move {sideways_mm:.3g} mm sideways from first to last (a tilted "
-                        "gantry), expected each straight above the other; resample the scan to a straight grid first")
-    return order, normal, float(steps_mm.mean())
+        raise ScanError(f"{source}: found slices that move up to {sideways_mm:.3g} mm sideways (a tilted gantry), "
+                        "expected each straight above the other; resample the scan to a straight grid first")
+    return order, normal, float(step_mm)
+
+
+@_quiet()
+def read_segmentation(path: Path) -> Stored:
+    """A DICOM segmentation as a mask: the number of its segment in each voxel, on the grid that its frames lie on.
+
+    Frames hold a slice of one segment each; slices that show none may be missing.
+    """
+    whole = pydicom.dcmread(path)
+    header, kind = Header(path, whole), whole.get("SegmentationType")
+    places, shared = _frame_places(path, header), _first(whole, "SharedFunctionalGroupsSequence")
+    across, down = places.rows_columns[:3], places.rows_columns[3:]
+    normal = np.cross(across, down)
+    along_mm = places.positions @ normal
+    measures = _first(shared, "PixelMeasuresSequence")
+    step_mm = float(measures.get("SpacingBetweenSlices") or np.diff(np.unique(along_mm.round(3))).min(
+        initial=float(measures.get("SliceThickness") or np.inf)))
+    at = (along_mm - along_mm.min()) / step_mm
+    if not 0 < step_mm < np.inf or np.abs(at - at.round()).max() > 2 * UNEVEN_MAX:
+        raise ScanError(f"{path}: found slices of a segmentation off even steps of {step_mm:g} mm, expected each on "
+                        "one; convert it to NIfTI")
+    at = at.round().astype(int)
+    frames = whole.pixel_array.reshape(header.frames, whole.Rows, whole.Columns)
+    if kind == "FRACTIONAL":
+        frames = 2 * frames.astype(int) > whole.get("MaximumFractionalValue", 255)
+    out = np.zeros((at.max() + 1, whole.Rows, whole.Columns), np.uint16)
+    for frame, k, groups in zip(frames, at, whole.PerFrameFunctionalGroupsSequence, strict=True):
+        value = frame
+        if kind != "LABELMAP":
+            named = _first(groups, "SegmentIdentificationSequence") or _first(shared, "SegmentIdentificationSequence")
+            value = frame.astype(bool) * np.uint16(named.ReferencedSegmentNumber)
+        if ((out[k] != 0) & (value != 0)).any():
+            raise ScanError(f"{path}: found voxels of two segments, expected one each; convert the segments one by one")
+        out[k] += value.astype(np.uint16)
+    image = sitk.GetImageFromArray(out)
+    image.SetSpacing((places.spacing[1], places.spacing[0], step_mm))
+    image.SetOrigin(places.positions[along_mm.argmin()].tolist())
+    image.SetDirection(np.stack([across, down, normal], axis=1).ravel().tolist())
+    names = [f"{s.SegmentNumber} {s.get('SegmentLabel', '')}".strip() for s in whole.get("SegmentSequence", ())]
+    return Stored(image, "", (f"its segments are {some_of(names, most=12)}",))
 
 
 @_quiet()
 def read_pixels(path: Path) -> sitk.Image:
     """The frames of a file as they are stored, whatever it says of their places."""
     header = _read_header(path)
-    if header is None or not header.is_image:
+    if header is None or not header.has_pixels:
         raise ScanError(f"{path}: found no DICOM image in it, expected one; copy it again")
     return _pixels(path, [header])
 
@@ -280,8 +403,11 @@ def _pixels(source: Path, headers: Sequence[Header]) -> sitk.Image:
         try:
             return sitk.ReadImage(files if len(files) > 1 else files[0])
         except RuntimeError as error:
-            raise ScanError(f"{source}: cannot be read ({reason(error)}), expected complete DICOM files; "
-                            "copy or export them again") from None
+            why = reason(error)
+    if len(headers) > 1:  # which of them?
+        for header in headers:
+            _pixels(header.path, [header])
+    raise ScanError(f"{source}: cannot be read ({why}), expected complete DICOM files; copy or export them again")
 
 
 def _check_length(header: Header) -> None:
@@ -289,6 +415,12 @@ def _check_length(header: Header) -> None:
     try:
         whole = pydicom.dcmread(header.path, force=True)
         found = len(whole.PixelData)
+        with open(header.path, "rb") as file:
+            before = file.read(whole["PixelData"].file_tell or 0)
+        for item in re.finditer(rb"\xfe\xff\x00\xe0(....)", before, re.DOTALL):  # of sequences, with its length
+            length = int.from_bytes(item[1], "little")
+            if length != 0xFFFFFFFF and item.end() + length > header.path.stat().st_size:  # GDCM would never end
+                raise Damaged("an item of a sequence is longer than the file")
     except Exception as error:  # whatever a damaged file makes of the reader
         raise ScanError(f"{header.path}: cannot be read ({first_line(error)}), expected a complete DICOM file; "
                         "copy or export it again") from None
@@ -306,9 +438,18 @@ def _files(folder: Path) -> list[Path]:
 
 def _read_header(path: Path) -> Header | None:
     try:
-        # force: files without the preamble exist; anything at all that is read so has no SOP class.
+        # force: files without the preamble exist.  Anything at all is read so, but has no SOP class nor these tags.
         tags = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
-        return Header(path, tags) if "SOPClassUID" in tags else None
+        header = Header(path, tags)
+        if "SOPClassUID" not in tags and "MediaStorageSOPClassUID" not in tags.file_meta and not (
+                header.has_pixels and header.series):
+            return None
+        if not header.other_kind and header.frames == 1:  # an enhanced file of one slice has its place in groups too
+            for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+                for tag, sequence in GROUPS.items() if groups in tags else ():
+                    if tag in (level := _first(_first(tags, groups), sequence)):
+                        tags[tag] = level[tag]
+        return header
     except Exception:  # whatever a file that is not DICOM makes of the reader
         return None
 
@@ -330,10 +471,11 @@ def _numbers(path: Path, tags: Dataset, tag: str, size: int) -> list[float]:
         values = [float(v) for v in _values(tags, tag)]
     except (TypeError, ValueError):
         values = []
-    good = len(values) == size and np.isfinite(values).all() and (tag != "PixelSpacing" or min(values) > 0)
+    good = len(values) == size and np.isfinite(values).all() and (tag != "PixelSpacing" or min(values) > 0) and (
+        tag != "RescaleSlope" or values != [0])
     if not good:
-        found = ("no" if tag not in tags or not tags.get(tag) else "\\".join(map(str, _values(tags, tag)))[:80])
-        raise NoPlace(f"{path}: found {found} {tag}, expected {size} number{'s' * (size > 1)}; export the scan "
+        found = "\\".join(map(str, _values(tags, tag)))[:80]
+        raise NoPlace(f"{path}: found {found or 'no'} {tag}, expected {size} number{'s' * (size > 1)}; export the scan "
                         "again, or convert it to NIfTI")
     return values
 
@@ -342,7 +484,7 @@ def _names(found: dict[str, list[Header]]) -> str:
     def name(uid: str, headers: list[Header]) -> str:
         description = str(headers[0].tags.get("SeriesDescription") or "")
         return uid + (f" ({description})" if description else "") + f" of {len(headers)} files"
-    return "; ".join(name(uid, headers) for uid, headers in sorted(found.items()))
+    return some_of([name(uid, headers) for uid, headers in sorted(found.items())], "; ")
 
 
 def _shown(values: Sequence[float]) -> str:

@@ -6,14 +6,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from pointseg.volume import ScanError
+from pointseg.volume import ScanError, shortened
 
 WRITABLE = (".nii.gz", ".nii", ".mha", ".nrrd")  # one file each; .mhd names a second one and cannot be replaced at once
 
@@ -92,6 +92,17 @@ def hash_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def found_at(path: str | Path) -> str:
+    """What lies where something else was expected, for a message."""
+    return "found a folder" if Path(path).is_dir() else "found a file" if Path(path).exists() else "no such folder"
+
+
+def delimiter_in(line: str) -> str:
+    """What stands between the values of a table, told by its first line: spreadsheets write what a country is used to.
+    """
+    return max(",;\t|", key=line.count)
+
+
 def check_folder(folder: str | Path) -> None:
     """Make a folder, and refuse one that cannot be written to: better before hours of work than after."""
     try:
@@ -110,7 +121,13 @@ def check_file(path: str | Path) -> None:
 
 def first_line(error: Exception) -> str:
     """What an error says, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def some_of(names: Sequence[str], between: str = ", ", most: int = 5) -> str:
+    """The first of these, and how many more there are."""
+    more = f"{between}and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 def reason(error: Exception) -> str:

@@ -11,14 +11,16 @@ from typing import BinaryIO
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.fileholders import FileHolder
 
 from pointseg.scans.files import Damaged, Stored, first_line
 from pointseg.volume import ScanError
 
-KINDS = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}  # by the header's length
-PAIR = (".hdr", ".img")
+KINDS = {348: nibabel.Nifti1Pair, 540: nibabel.Nifti2Pair}  # by the header's length
+PAIR = {".hdr": ".img", ".img": ".hdr"}
 SPACING_TOLERANCE = 0.02  # share by which a matrix's steps may differ from the spacing
 BENT_MAX = 0.02  # cosine between two axes, of 1.1 degrees: what rounding and careless resampling leave
+CODE_MAX = 5  # of the spaces that NIfTI knows
 DEFLATE_MAX = 1032  # bytes that a packed one can hold
 STRAIGHT = 1e-5  # what SimpleITK takes for a right angle
 TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's patient space is RAS
@@ -33,9 +35,23 @@ def is_nifti(path: Path) -> bool:
         return False
 
 
+def is_half_named(path: Path) -> bool:
+    """Whether a name is that of half a pair, packed or not."""
+    return _plain(path).suffix.lower() in PAIR
+
+
 def data_files(path: Path) -> list[Path]:
-    """Both files of a pair."""
-    return [path.with_suffix(ending) for ending in PAIR] if path.suffix in PAIR else [path]
+    """Both files of a pair, header first; of others, or without its twin, the file itself."""
+    plain = _plain(path)
+    other = PAIR.get(plain.suffix.lower())
+    twins = [p for p in path.parent.iterdir() if other and p.name.startswith(plain.stem) and
+             p.name[len(plain.stem):].lower() in (other, f"{other}.gz")]
+    twins.sort(key=lambda p: p.name.lower().endswith(".gz") != path.name.lower().endswith(".gz"))  # packed as this is
+    return sorted([path, *twins[:1]], key=lambda p: _plain(p).suffix.lower())
+
+
+def _plain(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 def read_nifti(path: Path, no_orientation: str) -> Stored:
@@ -44,13 +60,12 @@ def read_nifti(path: Path, no_orientation: str) -> Stored:
     no_orientation: the note where none is stored.  Raises Damaged, and ScanError for a wrong spacing.
     """
     try:
-        if path.suffix in PAIR:
-            _check(path, path.with_suffix(".hdr"), path.with_suffix(".img"))
-            return _stored(path, nibabel.load(path.with_suffix(".hdr")), no_orientation)
-        kind = _check(path, path, path)
-        with _opened(path) as file:
-            stored = _stored(path, kind.from_stream(file), no_orientation)
-            while file.read(1 << 22):  # to the end, where gzip has its checksum
+        header_path, data_path = (data_files(path) * 2)[:2] if is_half_named(path) else (path, path)
+        kind = _check(path, header_path, data_path)
+        with _opened(header_path) as header, _opened(data_path) as data:
+            stored = _stored(path, kind.from_file_map({"header": FileHolder(fileobj=header),
+                                                       "image": FileHolder(fileobj=data)}), no_orientation)
+            while data.read(1 << 22):  # to the end, where gzip has its checksum
                 pass
             return stored
     except (Damaged, ScanError, MemoryError):
@@ -59,15 +74,19 @@ def read_nifti(path: Path, no_orientation: str) -> Stored:
         raise Damaged(first_line(error)) from None
 
 
-def _check(path: Path, header_path: Path, data_path: Path) -> type[nibabel.Nifti1Image]:
+def _check(path: Path, header_path: Path, data_path: Path) -> type[nibabel.Nifti1Pair]:
     """Refuse a header of which nibabel would mend too much, and one that promises more than its file can hold."""
     with _opened(header_path) as file:
-        kind = KINDS[_length(file.read(4))]
+        if not (length := _length(file.read(4))):
+            raise Damaged("its header, a .hdr file of the same name, is not beside it")
+        kind = KINDS[length]
         file.seek(0)
         header = kind.header_class.from_fileobj(file, check=False)
     dtype, sizes, spacing = header.get_data_dtype(), header["dim"][1 : header["dim"][0] + 1], header["pixdim"][1:4]
-    if header["magic"].item()[:2] not in (b"n+", b"ni"):  # Analyze, which does not tell left from right
-        raise Damaged("its header is not that of NIfTI")
+    if (magic := header["magic"].item()[:2]) not in (b"n+", b"ni"):
+        raise Damaged("its header is not that of NIfTI; that of Analyze 7.5 does not tell left from right")
+    if magic == b"ni" and header_path == data_path:
+        raise Damaged("its voxels, an .img file of the same name, are not beside it")
     if dtype.kind not in "iuf" or header["dim"][0] == 5 and header["dim"][5] > 1:
         kind_of_voxels = f"vector of {header['dim'][5]}" if dtype.kind in "iuf" else str(dtype)
         raise ScanError(f"{path}: found {kind_of_voxels} voxels, expected one real number each; convert it to a "
@@ -78,6 +97,9 @@ def _check(path: Path, header_path: Path, data_path: Path) -> type[nibabel.Nifti
     if len(kept) != 3 or min(kept) < 2:
         raise ScanError(f"{path}: found an image of {' x '.join(map(str, sizes))} voxels, expected three axes of at "
                         "least 2 voxels each; hand in one 3-D scan" + ", one of its frames" * (len(kept) > 3))
+    codes = [int(header[name]) for name in ("qform_code", "sform_code")]
+    if min(codes) < 0 or max(codes) > CODE_MAX:  # which nibabel would take for none
+        raise Damaged(f"orientation codes (qform, sform) {codes[0]} and {codes[1]}, not 0..{CODE_MAX}")
     if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise ScanError(f"{path}: found voxel spacing {_shown(spacing)} mm, expected positive numbers; export it again "
                         "with its spacing")

@@ -4,22 +4,26 @@ A spacing that is missing, not a number or in metres, half a file, a header that
 SimpleITK alone returns a scan for each of these.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from pointseg.scans import nifti, textheaders
-from pointseg.scans.dicom import COSINE_TOLERANCE, is_dicom, read_frames, read_series
+from pointseg.scans.dicom import COSINE_TOLERANCE, NoScan, is_dicom, read_frames, read_segmentation, read_series
 from pointseg.scans.files import Damaged, Stored, first_line, quiet, reason
 from pointseg.volume import ScanError
 
 READERS = {"MHA": "MetaImageIO", "NRRD": "NrrdImageIO"}  # SimpleITK's
-SCAN_ENDINGS = (".nii", ".nii.gz", ".hdr", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
+SCAN_ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
+WHOLE_TOLERANCE = 1e-3  # what scaling leaves of whole numbers
 SPACING_MM = (0.02, 50.0)  # outside, a header most likely holds metres, micrometres or nonsense
+ORIGIN_MM = 1e5  # from the patient's, farther than any table
 EXTENT_MM, EXTENT_LITRES = 2500.0, 1000.0  # a larger scan is not of a person, and its 1 mm grid fills the memory
 NO_ORIENTATION = ("its header does not say how it lies in the patient, so the axes are taken in the format's default "
                   "order: check left and right, head and feet")
@@ -31,12 +35,50 @@ def read_image(path: Path, series: str = "") -> Stored:
     path: a NIfTI, MHA/MHD, NRRD or multi-frame DICOM file, or a folder with a DICOM series; `series` is the
     SeriesInstanceUID where there are several.  A fourth axis with a single frame is dropped.
     """
-    try:
+    with _in_one_line(path):
         if not path.exists():
             raise ScanError(f"{path}: no such file or folder, expected a scan; check the path")
         if not path.is_dir() and not path.is_file():  # a pipe, say, on which a reader would wait
             raise ScanError(f"{path}: found neither a file nor a folder, expected a scan; check the path")
         stored = read_series(path, series) if path.is_dir() else _read_file(path)
+    _check_grid(path, stored.image)
+    return stored
+
+
+def read_mask(path: Path) -> Stored:
+    """A mask as `read_image` reads it, or from a DICOM segmentation; labels that are nearly whole numbers are rounded.
+
+    Such are those of writers that scale: 20.99995 is 21.
+    """
+    try:
+        stored = read_image(path)
+    except NoScan as error:
+        files = error.files.get("Segmentation", [])
+        if len(files) != 1:
+            raise ScanError(f"{path}: found {', '.join(error.files)}, expected a mask as an image or one DICOM "
+                            "segmentation; convert it to NIfTI, in 3D Slicer say") from None
+        with _in_one_line(files[0]):
+            stored = read_segmentation(files[0])
+        _check_grid(files[0], stored.image)
+    values = sitk.GetArrayViewFromImage(stored.image)
+    if not np.issubdtype(values.dtype, np.floating):
+        return stored
+    with np.errstate(invalid="ignore"):  # infinite ones are not rounded
+        whole = np.rint(values)
+        off = np.abs(values - whole).max()
+    if not 0 < off <= WHOLE_TOLERANCE:
+        return stored
+    image = sitk.GetImageFromArray(whole)
+    image.CopyInformation(stored.image)
+    return replace(stored, image=image, notes=(*stored.notes, f"its labels are up to {off:.1g} off whole numbers and "
+                                               "are rounded"))
+
+
+@contextlib.contextmanager
+def _in_one_line(path: Path) -> Iterator[None]:
+    """Whatever a damaged file makes of the readers, in a message of ours."""
+    try:
+        yield
     except ScanError:
         raise
     except Damaged as error:
@@ -46,10 +88,8 @@ def read_image(path: Path, series: str = "") -> Stored:
                         "check its permissions") from None
     except MemoryError:
         raise
-    except Exception as error:  # whatever a damaged file makes of the readers
+    except Exception as error:
         raise _unreadable(path, first_line(error)) from None
-    _check_grid(path, stored.image)
-    return stored
 
 
 def data_files(path: Path) -> list[Path]:
@@ -82,13 +122,13 @@ def _read_file(path: Path) -> Stored:
             _check_kind(path, reader)
             textheaders.check_data(header, reader)
             image = reader.Execute()
-            textheaders.check_read(header, image)
         except RuntimeError as error:
             raise _unreadable(path, reason(error)) from None
-    notes = [] if header.directed else [NO_ORIENTATION]
+    notes = [] if header.axes else [NO_ORIENTATION]
     if image.GetDimension() == 4:
         image = image[:, :, :, 0]
         notes.append("dropped a fourth axis of one frame")
+    textheaders.check_read(header, image)
     return Stored(image, "", tuple(notes))
 
 
@@ -98,12 +138,14 @@ def _format_of(path: Path) -> str:
         start = file.read(1024)
     if start.startswith(b"NRRD"):
         return "NRRD"
-    if nifti.is_nifti(path) or path.suffix == ".img":
+    if nifti.is_nifti(path) or nifti.is_half_named(path):
         return "NIfTI"
     if re.search(rb"^\s*(ObjectType|NDims|DimSize)\s*=", start, re.MULTILINE):
         return "MHA"
     if is_dicom(path):
         return "DICOM"
+    if start.startswith((b"PK", b"7z", b"Rar!")):
+        raise Damaged("it is an archive, to be unpacked first")
     raise Damaged("its content is none of these formats" if start else "it is empty")
 
 
@@ -123,9 +165,9 @@ def _check_kind(path: Path, reader: sitk.ImageFileReader) -> None:
 def _check_grid(path: Path, image: sitk.Image) -> None:
     size, spacing, direction = image.GetSize(), image.GetSpacing(), np.reshape(image.GetDirection(), (3, 3))
     straight = np.abs(direction.T @ direction - np.eye(3)).max() < COSINE_TOLERANCE  # not so with NaN
-    if not straight or not np.isfinite(image.GetOrigin()).all():
+    if not straight or not np.abs(image.GetOrigin()).max() <= ORIGIN_MM:  # not so with NaN
         raise ScanError(f"{path}: found directions {_shown(direction.ravel())} and origin {_shown(image.GetOrigin())}, "
-                        "expected three directions of length 1 at right angles, and numbers; export it again")
+                        "expected three directions of length 1 at right angles, within 100 m; export it again")
     shown = " x ".join(f"{s:g}" for s in spacing)
     if not all(SPACING_MM[0] <= s <= SPACING_MM[1] for s in spacing):
         raise ScanError(f"{path}: found voxel spacing {shown} mm, expected {SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm; "

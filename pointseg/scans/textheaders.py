@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,8 @@ import SimpleITK as sitk
 from pointseg.scans.files import Damaged
 
 HEADER_MAX = 1 << 16  # bytes in which a header must end
-PATIENT_SPACES = ("left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las")
+TO_LPS = {"left-posterior-superior": (1, 1, 1), "right-anterior-superior": (-1, -1, 1),
+          "left-anterior-superior": (1, -1, 1), "lps": (1, 1, 1), "ras": (-1, -1, 1), "las": (1, -1, 1)}
 MHA_END = re.compile(rb"^ElementDataFile\s*=.*(\r?\n|\Z)", re.MULTILINE)
 NRRD_END = re.compile(rb"^\r?\n", re.MULTILINE)
 
@@ -30,8 +32,8 @@ class TextHeader:
 
     size: list[float]
     spacing: list[float]
-    origin: list[float]  # as the file has it; [] where it does not, or has it in another space
-    directed: bool  # says how its axes lie in the patient
+    origin: list[float]  # in patient space (LPS); [] where the file does not say
+    axes: list[list[float]]  # the direction of each, as the origin
     data: Path  # the file of the voxels
     start: int  # where in it they begin
     unpacked: Callable[[BinaryIO], Iterator[bytes]] | None
@@ -43,10 +45,12 @@ def read_header(path: Path, kind: str) -> TextHeader:
 
 
 def check_read(header: TextHeader, image: sitk.Image) -> None:
-    """Refuse (Damaged) what SimpleITK has read in another way than it is written."""
-    for name, said, read in (("size", header.size, image.GetSize()), ("spacing", header.spacing, image.GetSpacing()),
-                             ("origin", header.origin, image.GetOrigin())):
-        if said and not np.allclose(said[:3], read[:3], rtol=1e-4, atol=1e-4 * (name == "origin")):
+    """Refuse (Damaged) what SimpleITK has read, in three axes, in another way than it is written."""
+    axes = [x for axis in header.axes[:3] for x in axis[:3]]
+    directions = np.reshape(image.GetDirection(), (3, 3)).T.ravel()  # axis by axis
+    for name, said, read in (("size", header.size[:3], image.GetSize()), ("origin", header.origin, image.GetOrigin()),
+                             ("spacing", header.spacing[:3], image.GetSpacing()), ("directions", axes, directions)):
+        if said and not np.allclose(said, read, 1e-4, 1e-4 * (name in ("origin", "directions"))):
             raise Damaged(f"its {name} is {' '.join(f'{x:g}' for x in said)}, and read as "
                           f"{' '.join(f'{x:g}' for x in read)}")
 
@@ -91,8 +95,9 @@ def _mha(path: Path) -> TextHeader:
     origin = _first(fields, ("Offset", "Position", "Origin"), len(size))
     matrix = _first(fields, ("TransformMatrix", "Rotation", "Orientation"), len(size) ** 2)
     packed = fields.get("CompressedData", "False").lower() == "true"
-    return TextHeader(size, spacing, origin, bool(matrix), data, start if data == path else 0,
-                      _inflated if packed else None)
+    axes = [matrix[i:i + len(size)] for i in range(0, len(matrix), len(size))]
+    return TextHeader(size, spacing, origin[:3], axes, data, start if data == path else 0,
+                      partial(_inflated, said=fields.get("CompressedDataSize", "missing")) if packed else None)
 
 
 def _nrrd(path: Path) -> TextHeader:
@@ -105,18 +110,22 @@ def _nrrd(path: Path) -> TextHeader:
         if any(u not in ("mm", "") for u in units):
             raise Damaged(f"lengths in {' '.join(units)}, not mm")
     vectors = re.findall(r"\(([^)]*)\)", fields.get("space directions", ""))
-    spacing = _numbers(fields, "spacings") or [math.hypot(*_split(v, "space directions", ",")) for v in vectors]
+    vectors = [_split(v, "space directions", ",") for v in vectors]
+    spacing = _numbers(fields, "spacings") or [math.hypot(*v) for v in vectors]
     if len(spacing) < min(3, len(size)):
         raise Damaged("no spacing along each of its axes in its header")
-    _split(fields.get("space origin", "").strip("() "), "space origin", ",")  # it may be in another space: only numbers
+    origin = _split(fields.get("space origin", "").strip("() "), "space origin", ",")
     space, encoding = fields.get("space", "").lower(), fields.get("encoding", "").lower()
     if space.endswith("time"):
         raise Damaged(f"space {space}, whose axes are not those of one scan")
     if encoding not in ("raw", "gz", "gzip"):  # numbers as text can crash the library
         raise Damaged(f"encoding {encoding or 'missing'}, neither raw nor gzip")
     data = _data_file(path, fields.get("data file", fields.get("datafile", "")), "")
-    return TextHeader(size, spacing, [], space in PATIENT_SPACES, data, start if data == path else 0,
-                      None if encoding == "raw" else _unzipped)
+    if not (to_lps := TO_LPS.get(space)) or any(len(v) != 3 for v in (*vectors, origin or to_lps)):
+        origin, vectors = [], []  # of another space, or none
+    axes = [[x * sign / math.hypot(*v) for x, sign in zip(v, to_lps)] for v in vectors if any(v)]
+    return TextHeader(size, spacing, [x * sign for x, sign in zip(origin, to_lps or ())], axes, data,
+                      start if data == path else 0, None if encoding == "raw" else _unzipped)
 
 
 def _fields(path: Path, end: re.Pattern[bytes], separator: str) -> tuple[dict[str, str], int]:
@@ -163,9 +172,10 @@ def _data_file(path: Path, named: str, here: str) -> Path:
     return data
 
 
-def _inflated(file: BinaryIO) -> Iterator[bytes]:
-    """MHA's data: a zlib stream, which ends with a checksum."""
-    stream = zlib.decompressobj()
+def _inflated(file: BinaryIO, said: str) -> Iterator[bytes]:
+    """MHA's data: a zlib stream, which ends with a checksum, of as many bytes as the header says: SimpleITK takes them.
+    """
+    stream, start = zlib.decompressobj(), file.tell()
     try:
         while not stream.eof and (packed := stream.unconsumed_tail or file.read(1 << 20)):
             yield stream.decompress(packed, 1 << 24)
@@ -173,6 +183,8 @@ def _inflated(file: BinaryIO) -> Iterator[bytes]:
         raise Damaged(f"its compressed data are damaged: {error}") from None
     if not stream.eof:
         raise Damaged("its compressed data end too early")
+    if said != str(taken := file.tell() - start - len(stream.unused_data)):
+        raise Damaged(f"its CompressedDataSize is {said}, and should be {taken}")
 
 
 def _unzipped(file: BinaryIO) -> Iterator[bytes]:

@@ -12,12 +12,13 @@ import SimpleITK as sitk
 
 from pointseg.scans.clicks import VERSE_L1, read_clicks
 from pointseg.scans.files import write_image
-from pointseg.scans.reading import read_image
-from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Geometry, ScanError, Volume
+from pointseg.scans.reading import read_image, read_mask
+from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Geometry, ScanError, Volume, in_hounsfield_units
 
 VERSE_TO_CLASS = {v: v - VERSE_L1 + 1 if VERSE_L1 <= v < VERSE_L1 + 5 else BACKGROUND for v in range(29)}
 VERTEBRA = 99  # in the masks of dataset folders beside VerSe's numbers: a vertebra of unknown level
-SCHEMES = {"verse": VERSE_TO_CLASS, "classes": {c: c for c in range(len(CLASSES))},  # mask value -> class
+SCHEMES = {  # mask value -> class
+           "verse": VERSE_TO_CLASS, "classes": {c: c for c in (*range(len(CLASSES)), UNLABELLED)},
            "dataset": VERSE_TO_CLASS | {UNLABELLED: UNLABELLED},
            "vertebra": {BACKGROUND: BACKGROUND, VERTEBRA: 1, UNLABELLED: UNLABELLED}}
 GRID_TOLERANCE_VOXELS = 0.1  # headers hold rounded numbers; below half a voxel the nearest neighbour is the same
@@ -35,8 +36,9 @@ def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, 
                 clicks_path: str | Path | None = None) -> Volume:
     """Read a scan (NIfTI, MHA/MHD, NRRD, multi-frame DICOM, or a DICOM folder) and its mask onto the canonical axes.
 
-    scheme: what the mask's values mean, "verse" (0..28, L1..L5 = 20..24) or "classes" (0..5); those of dataset folders
-    are "dataset" (VerSe's and 255, unlabelled) and "vertebra" (0 and 99, a vertebra of unknown level, which becomes 1).
+    scheme: what the mask's values mean, "verse" (0..28, L1..L5 = 20..24) or "classes" (0..5 and 255, unlabelled); those
+    of dataset folders are "dataset" (VerSe's and 255) and "vertebra" (0, 255 and 99, a vertebra of unknown level, which
+    becomes 1).
     It is not guessed, because a VerSe mask of the neck holds 1..5 too.  A mask on another grid is resampled (nearest
     neighbour) by physical position, provided that it lies within the scan.  series: see `reading.read_image`.
     clicks_path: an expert's clicks, see `clicks.read_clicks`.
@@ -44,17 +46,23 @@ def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, 
     image_path = Path(image_path)
     stored = read_image(image_path, series)
     geometry = geometry_of(stored.image)
-    mask = None
+    mask, of_mask = None, ()
     if mask_path is not None:
         mask_path = Path(mask_path)
-        stored_mask = on_grid_of(stored.image, read_image(mask_path).image, mask_path, image_path)
-        mask = _to_classes(to_canonical(stored_mask, geometry), scheme, mask_path)
+        stored_mask = read_mask(mask_path)
+        of_mask = [f"{mask_path}: {note}" for note in stored_mask.notes]
+        on_grid = on_grid_of(stored.image, stored_mask.image, mask_path, image_path)
+        mask = _to_classes(to_canonical(on_grid, geometry), scheme, mask_path)
     image, notes = _intensities(to_canonical(stored.image, geometry), image_path)
+    modality = modality or stored.modality
+    if modality == "CT" and not in_hounsfield_units(image):
+        notes.append(f"CT, but not in Hounsfield units: its values run from {image.min():g} to {image.max():g}, "
+                     "expected fat and air below 0; its contrast is set by percentiles, as that of MR")
     if name is None:
         name = stem(image_path) if image_path.is_file() else image_path.resolve().name
     clicks, doubts = read_clicks(clicks_path, geometry) if clicks_path else (None, ())
-    return Volume(image, mask, geometry.spacing_mm, name, modality or stored.modality, geometry,
-                  (*stored.notes, *notes, *doubts), clicks)
+    return Volume(image, mask, geometry.spacing_mm, name, modality, geometry,
+                  (*stored.notes, *notes, *of_mask, *doubts), clicks)
 
 
 def stem(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Manifests are read whole or refused by name; the split keeps patients apart, whatever the order of the rows."""
 
+import csv
 import os
 import random
 import subprocess
@@ -11,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pointseg.datasets.manifest import Case, read_manifest, write_manifest
+from pointseg.datasets.manifest import Case, add_to_manifest, read_manifest, write_manifest
 from pointseg.datasets.split import Split, largest_remainder, names_of, split_cases, split_without_flaws
+from pointseg.runs.volumes import key_of
 from pointseg.scans.files import write_image
 from pointseg.scans.volumes import geometry_of, to_own_geometry, write_volume
-from pointseg.volume import Geometry, ScanError, Volume
+from pointseg.volume import UNLABELLED, Geometry, ScanError, Volume
 
 ROOT = Path(__file__).parents[2]
 
@@ -233,7 +235,41 @@ def test_spreadsheet_export(folder):
     assert read_manifest(folder) == expected
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_what_stands_between_values(folder, delimiter):
+    """Spreadsheets write what a country is used to; what is added later stands between commas."""
+    expected, path = read_manifest(folder), folder / "manifest.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=delimiter).writerows([[f" {name} " for name in rows[0]], *rows[1:]])
+    assert read_manifest(folder) == expected
+    add_to_manifest(folder, expected[:1])
+    assert read_manifest(folder) == expected and path.read_text().startswith("source,case,")
+
+
+def test_masks_as_segment_writes_them(folder):
+    """0..5, where VerSe's numbers have L1..L5 = 20..24: a column may say so, and where it does not, the error does."""
+    case = read_manifest(folder)[0]
+    array = np.zeros((2, 3, 4), np.uint8)
+    array[0, 0] = 0, 1, 5, UNLABELLED
+    write_image(case.mask, to_own_geometry(array, Geometry.canonical(array.shape, (3, 2, 1))))
+    with pytest.raises(ScanError, match=r"no voxel of L1\.\.L5 among its values 0\.\.1, 5, 255.*without --verse, say "
+                                        "classes in a column scheme of the manifest.csv"):
+        case.read()
+    write_manifest(folder, [replace(case, scheme="classes")])
+    (again,) = read_manifest(folder)
+    assert again.scheme == "classes" and again.read().mask[0, 0].tolist() == [0, 1, 5, UNLABELLED]
+    assert key_of(again, 2.0) != key_of(case, 2.0)
+    edit(folder, ",classes", ",mine")
+    with pytest.raises(ScanError, match="line 2: scheme is mine, expected verse .*, classes"):
+        read_manifest(folder)
+
+
 def test_missing_folder_and_manifest(tmp_path):
+    (tmp_path / "x.csv").write_text("")
+    with pytest.raises(ScanError, match="x.csv: found a file, expected a dataset folder"):
+        read_manifest(tmp_path / "x.csv")
     with pytest.raises(ScanError, match="nowhere: no such folder"):
         read_manifest(tmp_path / "nowhere")
     with pytest.raises(ScanError, match=f"{tmp_path.name}: no manifest.csv"):

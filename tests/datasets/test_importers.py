@@ -562,7 +562,8 @@ def test_totalsegmentator(tmp_path, capsys):
         save(raw / case / "ct.nii.gz", stored(picture(truth(seed=seed), seed), RAS))
         for v, name in names.items():
             there = truth(seed=seed) == v if case != "s0002" else np.zeros(SHAPE, bool)  # a scan of the head
-            save(raw / case / "segmentations" / f"vertebrae_{name}.nii.gz", stored(there.astype(np.uint8), RAS))
+            values = there.astype(np.uint8) if v != 21 else there + np.float32(1e-5)  # as scaling leaves them
+            save(raw / case / "segmentations" / f"vertebrae_{name}.nii.gz", stored(values, RAS))
         save(raw / case / "segmentations" / "liver.nii.gz", stored(np.ones(SHAPE, np.uint8), RAS))
     combined = np.where(truth() > 0, 46 - truth().astype(int), 0).astype(np.uint8)  # v1 has L1 = 22, v2 L1 = 31
     save(raw / "s0003" / "ct.nii.gz", stored(picture(truth(), 9), RAS))
@@ -669,6 +670,19 @@ def test_folder_options(tmp_path, capsys, options, said):
     assert cli.main(["import", "folder", str(tmp_path / "raw"), str(tmp_path / "out"), *options]) == 1
     assert said.replace("\\", "") in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("scaled", [lambda v: v * 1.0000024 - 2e-6, lambda v: v - 5e-4, lambda v: v + 1e-3 * (v == 8)])
+def test_labels_that_a_writer_has_scaled_are_rounded(scaled, tmp_path, capsys):
+    """nibabel stores floats as int16 with a slope, and 21 comes back as 20.99995."""
+    save(tmp_path / "raw" / "images" / "a.nii.gz", stored(picture(truth())))
+    save(tmp_path / "raw" / "masks" / "a.nii.gz", stored(scaled(folder_values().astype(np.float32))))
+    cases, said = run("folder", tmp_path / "raw", tmp_path / "out", capsys, *LABELS)
+    assert (cases["a"].read().mask == np.select([truth() == 20, truth() == 21], [1, 2])).all()
+    assert "off whole numbers and are rounded" in said
+    save(tmp_path / "raw" / "masks" / "a.nii.gz", stored(folder_values() + np.float32(0.002)))
+    assert cli.main(["import", "folder", str(tmp_path / "raw"), str(tmp_path / "out"), *LABELS]) == 1
+    assert "found mask values 0.002" in capsys.readouterr().err
 
 
 def test_folder_of_folders(tmp_path, capsys):
@@ -885,11 +899,14 @@ def test_damaged_files_are_left_out(tmp_path, capsys):
     assert "2 left out" in said and "left out: 002:" in said
 
 
-@pytest.mark.parametrize("prepare", [lambda raw: None, lambda raw: raw.mkdir()])
-def test_nothing_to_import(tmp_path, capsys, prepare):
+@pytest.mark.parametrize(("prepare", "said"), [
+    (lambda raw: None, "no such folder"), (lambda raw: raw.mkdir(), "found no scan"),
+    (lambda raw: raw.write_bytes(b"PK"), "found a file, expected the folder of the raw dataset; check the path, and "
+     "unpack archives")])
+def test_nothing_to_import(tmp_path, capsys, prepare, said):
     prepare(tmp_path / "raw")
     assert cli.main(["import", "verse", str(tmp_path / "raw"), str(tmp_path / "out")]) == 1
-    assert str(tmp_path / "raw") in capsys.readouterr().err
+    assert f"{tmp_path / 'raw'}: {said}" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -909,7 +926,7 @@ def test_a_full_disk_ends_the_import_and_a_fault_of_ours_does_not(tmp_path, caps
 
 def test_a_manifest_of_another_kind_is_refused_at_once(tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "manifest.csv").write_text("source;case;patient;image;mask\n")
+    (tmp_path / "out" / "manifest.csv").write_text("name;age;image;mask\n")
     assert cli.main(["import", "xvertseg", str(small(tmp_path / "raw")), str(tmp_path / "out")]) == 1
     assert "missing source" in capsys.readouterr().err and len(list((tmp_path / "out").iterdir())) == 1
 

@@ -145,6 +145,23 @@ def test_hostile_files(tmp_path, capsys, kind):
     assert not canary.exists()
 
 
+def test_what_is_no_model(tmp_path, capsys):
+    """torch's advice is to load it all the same, code and all; a folder is there."""
+    scan = tmp_path / "scan.nii.gz"
+    scan.write_bytes(gzip.compress(bytes(1000)))
+    for path, said in ((scan, "is not a model of this package or is damaged (it is no file of weights alone)"),
+                       (tmp_path, "found a folder, expected a model"),
+                       (tmp_path / "gone.pt", "no such file, expected")):
+        for command in (["segment", str(scan), "-o", str(tmp_path / "m.nii"), "--model"], ["evaluate", "--data", "x"]):
+            assert cli.main([*command, str(path)]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"{path}: {said}" in line and "weights_only" not in line and len(line) < 400
+    (tmp_path / "old.pth").write_bytes(pickle.dumps(RunsCode(tmp_path)))
+    for path in (scan, tmp_path / "old.pth"):
+        with pytest.raises(ScanError, match="no file of weights alone"):
+            read_imagenet(path)
+
+
 @pytest.mark.parametrize("kind", PARAMETERS)
 def test_wrong_parameters_of_a_model(tmp_path, kind):
     content = good(tmp_path)[1]

@@ -112,6 +112,14 @@ def verse(*entries, direction=("L", "P", "S")):
     return json.dumps([{"direction": list(direction)}, *entries])
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_what_stands_between_values(delimiter, tmp_path):
+    (tmp_path / "a.csv").write_text((HEAD + f"L1,{MM}\n").replace(",", delimiter))
+    (tmp_path / "b.csv").write_text(HEAD + f"L1,{MM}\n")
+    other, usual = (read_clicks(tmp_path / name, GEOMETRY)[0] for name in ("a.csv", "b.csv"))
+    assert np.array_equal(other.places, usual.places) and other.values.tolist() == [1]
+
+
 MALFORMED = [  # name, text, what the message says beside the file
     ("a.csv", "", "line 1: found columns none, expected level"),
     ("a.csv", "\n\n", "line 1: found columns none"),
@@ -119,8 +127,8 @@ MALFORMED = [  # name, text, what the message says beside the file
     ("a.csv", "L1,110,220,-30\n", "line 1: found columns l1, 110"),
     ("a.csv", "level,x,y,z\nL1,110,220,-30\n", "line 1: found columns level, x, y, z, expected level, x_mm"),
     ("a.csv", "level,x_mm,y_mm\nL1,110,220\n", "line 1: found columns level, x_mm, y_mm, expected"),
-    ("a.csv", "level;x_mm;y_mm;z_mm\nL1;110;220;-30\n", "line 1: found columns level;x_mm;y_mm;z_mm, expected"),
-    ("a.csv", "level\tx_mm\ty_mm\tz_mm\nL1\t110\t220\t-30\n", "line 1: found columns level"),
+    ("a.csv", "level x_mm y_mm z_mm\nL1 110 220 -30\n", "line 1: found columns level x_mm y_mm z_mm, expected"),
+    ("a.csv", "level;x_mm;y_mm;z_mm\nL1;110,5;220;-30\n", "line 2: found '110,5', expected a number, with a point"),
     ("a.csv", "level,level,x_mm,y_mm,z_mm\nL1,L2,110,220,-30\n", "line 1: found columns level, level"),
     ("a.csv", HEAD + f"L1,{MM},7\n", "line 2: found 5 values, expected 4"),
     ("a.csv", HEAD + "L1,110,220\n", "line 2: found 3 values, expected 4"),

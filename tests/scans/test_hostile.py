@@ -4,15 +4,11 @@ Each is either handled right, so that its mask is the good scan's in the geometr
 one line that names it.  Never a traceback, a mask elsewhere, half an output, or ten seconds without an answer.
 """
 
-import dataclasses
 import gzip
 import itertools
-import json
 import os
 import re
-import shutil
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,17 +16,19 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from odd_scans import (  # noqa: E501, F401, fixtures
+from odd_scans import (
     DIRECTION,
     FORMS,
     ORIGIN,
-    SECONDS,
     SHAPE,
     SPACING,
-    TINY,
-    TURN,
+    change,
     image_of,
+    is_good,
+    is_refused,
+    only,
     save,
+    segment,
     values,
     write_frames,
     write_slices,
@@ -41,54 +39,6 @@ from pointseg.commands import batch
 from pointseg.commands import main as cli
 from pointseg.commands.scanlist import masks_in
 from pointseg.scans.volumes import geometry_of, read_volume
-
-
-@dataclasses.dataclass
-class Answer:
-    status: int
-    error: str  # the message, without "pointseg segment: "
-    mask: sitk.Image | None
-    notes: str
-
-
-def segment(scan: Path, model: Path, folder: Path, capsys, *options: str) -> Answer:
-    """Run the command, and check what holds for every file, good or bad."""
-    capsys.readouterr()
-    out = folder / "out"
-    start = time.monotonic()
-    status = cli.main(["segment", str(scan), "--model", str(model), "-o", str(out / "mask.mha"), *options])
-    assert time.monotonic() - start < SECONDS
-    said = capsys.readouterr()
-    written = sorted(p.name for p in out.iterdir()) if out.exists() else []
-    if status == 0:
-        assert said.err == "" and written == ["mask.json", "mask.mha", "mask.png"]
-        record = json.loads((out / "mask.json").read_text())
-        answer = Answer(0, "", sitk.ReadImage(str(out / "mask.mha")), "; ".join(record["notes"]))
-        array = sitk.GetArrayViewFromImage(answer.mask)
-        assert array.dtype == np.uint8 and array.max() <= 5
-    else:
-        assert status == 1 and written == []
-        (line,) = said.err.strip().splitlines()  # one, so no traceback either
-        assert line.startswith("pointseg segment: ") and scan.name in line and ", expected " in line, line
-        answer = Answer(1, line, None, "")
-    shutil.rmtree(out, ignore_errors=True)
-    return answer
-
-
-def is_good(answer: Answer, expected: np.ndarray, spacing=SPACING, direction=DIRECTION) -> None:
-    """The good scan's mask, in its geometry."""
-    assert answer.status == 0, answer.error
-    assert np.array_equal(sitk.GetArrayFromImage(answer.mask), expected)
-    for found, wanted in ((answer.mask.GetSpacing(), spacing), (answer.mask.GetOrigin(), ORIGIN),
-                          (answer.mask.GetDirection(), np.ravel(direction))):
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
-
-
-def is_refused(answer: Answer, *said: str) -> None:
-    assert answer.status == 1
-    for text in said:
-        assert text in answer.error, answer.error
-
 
 # --- every form, damaged in the same ways ---
 
@@ -187,6 +137,8 @@ NIFTI_FAULTS = {
                 (312, "4f", (0, 0, 2.5, 0))], "right angles"),
     "a flat matrix": ([(252, "2h", (0, 1)), (280, "12f", (0.0,) * 12)], ""),
     "a matrix of NaN": ([(252, "2h", (0, 1)), (280, "12f", (float("nan"),) * 12)], ""),
+    "orientation codes": ([(252, "2h", (12388, -17440))], "orientation codes (qform, sform) 12388 and -17440"),
+    "an origin beyond all rooms": ([(288 + 4, "f", 1e9)], "within 100 m"),
     "no magic": ([(344, "4s", b"xxxx")], ""),
 }
 
@@ -216,6 +168,39 @@ def test_nifti_scaled(model, good, tmp_path, capsys):
     """Values stored as twice what they mean, and 10 less."""
     scan = nifti(tmp_path / "scan.nii", (112, "2f", (0.5, 10.0)))
     is_good(segment(scan, model, tmp_path, capsys), good(values().astype(np.float32) / 2 + 10))
+
+
+@pytest.mark.parametrize("slope", [0, float("nan"), float("inf"), float("-inf")])
+def test_nifti_without_a_slope_is_not_scaled(slope, model, good, tmp_path, capsys):
+    """Nor is what scl_inter says then added."""
+    scan = nifti(tmp_path / "scan.nii", (112, "2f", (slope, 100.0)))
+    is_good(segment(scan, model, tmp_path, capsys), good())
+
+
+@pytest.mark.parametrize("intercept", [float("nan"), float("inf"), float("-inf")])
+def test_nifti_with_an_intercept_that_is_no_number(intercept, model, tmp_path, capsys):
+    scan = nifti(tmp_path / "scan.nii", (112, "2f", (1.0, intercept)))
+    is_refused(segment(scan, model, tmp_path, capsys), "invalid intercept")
+
+
+@pytest.mark.parametrize("endings", [(".hdr", ".img"), (".HDR", ".IMG"), (".hdr.gz", ".img.gz"), (".hdr", ".img.gz")])
+def test_nifti_pairs(endings, model, good, tmp_path, capsys):
+    """By either file; half of one is refused by the name of what is missing."""
+    save(tmp_path / "pair.img")
+    for old, new in zip((".hdr", ".img"), endings):
+        data = (tmp_path / f"pair{old}").read_bytes()
+        (tmp_path / f"scan{new}").write_bytes(gzip.compress(data) if new.endswith(".gz") else data)
+    header, voxels = (tmp_path / f"scan{ending}" for ending in endings)
+    for path in (header, voxels):
+        is_good(segment(path, model, tmp_path, capsys), good())
+    data = voxels.read_bytes()
+    voxels.write_bytes(data[:-20])
+    is_refused(segment(header, model, tmp_path, capsys), "cannot be read")
+    voxels.unlink()
+    is_refused(segment(header, model, tmp_path, capsys), "an .img file of the same name, are not beside it")
+    header.unlink()
+    voxels.write_bytes(data)
+    is_refused(segment(voxels, model, tmp_path, capsys), "a .hdr file of the same name, is not beside it")
 
 
 def test_nifti_axes_that_rounding_has_bent(model, good, tmp_path, capsys):
@@ -470,6 +455,40 @@ def test_text_header_faults(ending, fault, model, tmp_path, capsys):
     is_refused(segment(scan, model, tmp_path, capsys), said)
 
 
+@pytest.mark.parametrize("said", [b"CompressedDataSize = %d\n" % n for n in (0, 1, -1)] + [
+    b"", b"CompressedDataSize = half\n", b"CompressedDataSize = twice\n"])
+def test_the_size_of_what_is_packed(said, model, tmp_path, capsys):
+    """SimpleITK unpacks that many bytes and leaves the rest of the voxels to chance."""
+    scan = save(tmp_path / "scan.mha", packed=True)
+    (true,) = re.findall(rb"CompressedDataSize = (\d+)", scan.read_bytes())
+    said = said.replace(b"half", b"%d" % (int(true) // 2)).replace(b"twice", b"%d" % (2 * int(true)))
+    scan.write_bytes(re.sub(rb"CompressedDataSize = \d+\n", said, scan.read_bytes()))
+    is_refused(segment(scan, model, tmp_path, capsys), "CompressedDataSize is", f"should be {int(true)}")
+
+
+@pytest.mark.parametrize(("space", "signs"), [("left-posterior-superior", (1, 1, 1)), ("LAS", (1, -1, 1)),
+                                              ("left-anterior-superior", (1, -1, 1)), ("RAS", (-1, -1, 1)),
+                                              ("right-anterior-superior", (-1, -1, 1))])
+def test_nrrd_spaces(space, signs, model, good, tmp_path, capsys, monkeypatch):
+    """A reader that turns one, as SimpleITK did before 2.5.3, is found out."""
+    scan = save(tmp_path / "scan.nrrd")
+    head, data = scan.read_bytes().split(b"\n\n", 1)
+    lines = [re.sub(rb"\(([^)]*)\)", lambda m: b"(%s)" % b",".join(
+        b"%r" % (float(x) * sign) for x, sign in zip(m[1].split(b","), signs)), line)
+        if line.startswith(b"space ") else line for line in head.split(b"\n")]
+    head = re.sub(rb"space: [^\n]*", b"space: " + space.encode(), b"\n".join(lines))
+    scan.write_bytes(head + b"\n\n" + data)
+    is_good(segment(scan, model, tmp_path, capsys), good())
+    execute = sitk.ImageFileReader.Execute
+
+    def turned(reader):
+        image = execute(reader)
+        image.SetDirection((np.diag([-1.0, -1.0, 1.0]) @ np.reshape(image.GetDirection(), (3, 3))).ravel().tolist())
+        return image
+    monkeypatch.setattr(sitk.ImageFileReader, "Execute", turned)
+    is_refused(segment(scan, model, tmp_path, capsys), "its directions is", "and read as")
+
+
 def test_big_endian_text_headers(model, good, tmp_path, capsys):
     for ending, old, new in (("mha", b"OrderMSB = False", b"OrderMSB = True"),
                              ("nrrd", b"endian: little", b"endian: big")):
@@ -497,21 +516,6 @@ def test_text_headers_without_orientation_are_said(model, tmp_path, capsys):
 
 
 # --- DICOM ---
-
-def change(**tags):
-    """Set these in every slice; None removes."""
-    def apply(d, k):
-        for tag, value in tags.items():
-            if value is None:
-                delattr(d, tag)
-            else:
-                setattr(d, tag, value)
-    return apply
-
-
-def only(number: int, **tags):
-    return lambda d, k: change(**tags)(d, k) if k == number else None
-
 
 def moved(number: int, by_mm) -> Callable:
     def apply(d, k):

@@ -181,6 +181,26 @@ def test_unknown_mask_value(tmp_path, value, shown):
         read_volume(image, save(tmp_path / "m.nii", stored_image(values)))
 
 
+def test_labels_that_are_nearly_whole_numbers(tmp_path):
+    """As nibabel writes floats: int16 with a slope.  Rounded, and said; of the package's own 0..5 too."""
+    image = save(tmp_path / "i.nii", stored_image(ramp(2, 2, 2)))
+    for labels, scheme, expected in (([0, 19, 20, 21, 22, 23, 24, 28], "verse", [0, 0, 1, 2, 3, 4, 5, 0]),
+                                     ([0, 1, 2, 3, 4, 5, 0, 0], "classes", [0, 1, 2, 3, 4, 5, 0, 0])):
+        values = np.reshape(labels, (2, 2, 2)).T.astype(float) * 1.00001
+        scaled = nibabel.Nifti1Image(values, nibabel.load(image).affine)
+        scaled.set_data_dtype(np.int16)
+        nibabel.save(scaled, tmp_path / "m.nii")
+        assert np.asarray(nibabel.load(tmp_path / "m.nii").dataobj).max() % 1 > 0
+        volume = read_volume(image, tmp_path / "m.nii", scheme=scheme)
+        assert volume.mask.ravel().tolist() == expected
+        assert any("m.nii: its labels are up to" in note and "are rounded" in note for note in volume.notes)
+    for odd in (20.002, np.nan, np.inf):
+        values = np.full((2, 2, 2), 20, np.float32)
+        values[0, 0, 0] = odd
+        with refused("m.nii", "found mask values"):
+            read_volume(image, save(tmp_path / "m.nii", stored_image(values)))
+
+
 def blob(shape=(6, 8, 10)) -> np.ndarray:
     mask = np.zeros(shape, np.uint8)
     mask[2:4, 3:5, 4:7] = 21
@@ -472,3 +492,15 @@ def test_real_scans(tmp_path, case, orientation, classes):
     truth = sitk.GetArrayFromImage(sitk.ReadImage(str(mask)))
     truth = np.where((truth >= 20) & (truth <= 24), truth, 0)[..., :stored.GetSize()[0]]  # PLoS 02: one slice less
     assert np.array_equal(sitk.GetArrayFromImage(written), truth)
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_without_a_temporary_folder(tmp_path, monkeypatch, extension):
+    """Neither reading nor writing needs one."""
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+    path = save(tmp_path / f"a{extension}", stored_image(ramp(3, 4, 5)))
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    volume = read_volume(path)
+    write_mask(tmp_path / f"m{extension}", np.zeros(volume.image.shape, np.uint8), volume.geometry)
+    assert geometry_of(sitk.ReadImage(str(tmp_path / f"m{extension}"))).size == volume.geometry.size

@@ -10,7 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from pointseg.scans.dicom import NoPlace, read_pixels
-from pointseg.scans.reading import read_image
+from pointseg.scans.files import Stored, some_of
+from pointseg.scans.reading import read_image, read_mask
 from pointseg.scans.volumes import (
     OUTSIDE_MAX,
     VERSE_L1,
@@ -57,6 +58,7 @@ class Read:
     image: sitk.Image
     mask: sitk.Image  # uint8 on the image's grid, VerSe's numbers, UNLABELLED, or VERTEBRA
     flaw: str = ""
+    note: str = ""
     as_stored: bool = True  # the image is what its file holds: that can be copied
     clicks: Clicks | None = None  # where a source knows a point in each vertebra, these are what trains
 
@@ -86,7 +88,7 @@ def read_frames_like(found: Found) -> sitk.Image:
     try:
         return read_image(found.image).image
     except NoPlace:
-        image, mask = read_pixels(found.image), read_image(found.masks[0]).image
+        image, mask = read_pixels(found.image), read_mask(found.masks[0]).image
         if image.GetSize() != mask.GetSize():
             raise _other_size(found, found.masks[0], image, mask) from None
         image.CopyInformation(mask)
@@ -95,13 +97,14 @@ def read_frames_like(found: Found) -> sitk.Image:
 
 def read_pair(found: Found, known: dict[int, int]) -> Read:
     """An image and its one mask, by position."""
-    return with_image(found, relabel(found.masks[0], read_image(found.masks[0]).image, known))
+    return with_image(found, read_mask(found.masks[0]), known)
 
 
-def with_image(found: Found, mask: sitk.Image) -> Read:
-    """The image of a mask, which is in VerSe's numbers already."""
-    stored = read_image(found.image)
-    return Read(stored.image, *placed(stored.image, mask, found.masks[0], found.image), as_stored=not stored.notes)
+def with_image(found: Found, mask: Stored, known: dict[int, int]) -> Read:
+    """A mask, in VerSe's numbers from now on, and its image."""
+    stored, path = read_image(found.image), found.masks[0]
+    moved, flaw = placed(stored.image, relabel(path, mask.image, known), path, found.image)
+    return Read(stored.image, moved, flaw, "; ".join(mask.notes), as_stored=not stored.notes)
 
 
 def placed(image: sitk.Image, mask: sitk.Image, path: Path, image_path: Path) -> tuple[sitk.Image, str]:
@@ -111,14 +114,17 @@ def placed(image: sitk.Image, mask: sitk.Image, path: Path, image_path: Path) ->
     return moved, f"{path.name} has the image's size, but lies elsewhere or has another spacing" if doubtful else ""
 
 
-def joined(found: Found, image: sitk.Image, value_of: dict[Path, int], by_position: bool) -> tuple[sitk.Image, str]:
+def joined(found: Found, image: sitk.Image, value_of: dict[Path, int],
+           by_position: bool) -> tuple[sitk.Image, str, str]:
     """One mask of a binary file for each vertebra; by_position, or voxel by voxel, which wants equal sizes.
 
-    -> the mask, and what is doubtful about it.
+    -> the mask, what is doubtful about it, and notes.
     """
-    out, flaws = np.zeros(image.GetSize()[::-1], np.uint8), []
+    out, flaws, notes = np.zeros(image.GetSize()[::-1], np.uint8), [], []
     for path, value in value_of.items():
-        mask = read_image(path).image
+        stored = read_mask(path)
+        mask = stored.image
+        notes += [f"{path.name}: {note}" for note in stored.notes]
         if by_position:
             mask, flaw = placed(image, mask, path, found.image)
             flaws.append(flaw)
@@ -128,7 +134,7 @@ def joined(found: Found, image: sitk.Image, value_of: dict[Path, int], by_positi
         if (twice := np.count_nonzero(where & (out != 0))) > OUTSIDE_MAX * np.count_nonzero(where):
             raise ScanError(f"{path}: labels {twice} voxels that another file labels too, expected each once")
         out[where & (out == 0)] = value
-    return like(image, out), "; ".join(filter(None, flaws))
+    return like(image, out), "; ".join(filter(None, flaws)), some_of(notes, "; ")
 
 
 def _other_size(found: Found, path: Path, image: sitk.Image, mask: sitk.Image) -> ScanError:

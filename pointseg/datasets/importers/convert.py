@@ -27,7 +27,7 @@ from pointseg.datasets.importers.base import (
 from pointseg.datasets.manifest import CENTROIDS, NAMELESS, Case, add_to_manifest, earlier_cases
 from pointseg.datasets.split import split_cases
 from pointseg.scans.clicks import write_clicks
-from pointseg.scans.files import WriteError, check_folder, first_line, whole_file, write_image
+from pointseg.scans.files import WriteError, check_folder, first_line, found_at, some_of, whole_file, write_image
 from pointseg.scans.volumes import VERTEBRA, geometry_of
 from pointseg.volume import BACKGROUND, UNLABELLED, ScanError
 
@@ -85,7 +85,8 @@ def convert(module, raw: Path, out: Path) -> Report:
     several archives.
     """
     if not raw.is_dir():
-        raise ScanError(f"{raw}: no such folder, expected the raw dataset; check the path")
+        raise ScanError(f"{raw}: {found_at(raw)}, expected the folder of the raw dataset; check the path, and unpack "
+                        "archives")
     raw, target = raw.resolve(), (out / module.SOURCE).resolve()  # resolved, so that every file has its folders' names
     if raw == target or raw in target.parents or target in raw.parents:
         raise ScanError(f"{out}: {target} and the raw folder {raw} lie in each other, expected folders apart; "
@@ -105,8 +106,8 @@ def convert(module, raw: Path, out: Path) -> Report:
             read = module.read(found)
             case = _write(module, found, read, copies, out)
             report.taken.append(case)
-            if found.note:
-                report.notes[case.case] = found.note
+            if notes := "; ".join(filter(None, (found.note, read.note))):
+                report.notes[case.case] = notes
         except WriteError:  # a full disk is no fault of the scan
             raise
         except ScanError as error:
@@ -208,7 +209,7 @@ def _one_of_each_name(entries: Sequence[Found | LeftOut]) -> list[Found | LeftOu
             out.append(found[0])
             out += [LeftOut(case, f"{f.image}: is the same file as {found[0].image}") for f in found[1:]]
         else:
-            out.append(LeftOut(case, f"{', '.join(str(f.image) for f in found)}: are different scans of one name, "
+            out.append(LeftOut(case, f"{some_of([str(f.image) for f in found])}: are different scans of one name, "
                                      "expected one; import their folders one by one, into different folders"))
     return out
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from pointseg.datasets.importers.base import BODIES, Found, LeftOut, Read, files_below, relabel, with_image
-from pointseg.scans.reading import read_image
+from pointseg.datasets.importers.base import BODIES, Found, LeftOut, Read, files_below, with_image
+from pointseg.scans.reading import read_mask
 from pointseg.scans.volumes import VERTEBRA, geometry_of, shown_values, stem
 from pointseg.volume import ScanError
 
@@ -35,12 +35,12 @@ def find(raw: Path) -> Iterator[Found | LeftOut]:
 
 
 def read(found: Found) -> Read:
-    mask = read_image(found.masks[0]).image
-    values = np.unique(sitk.GetArrayViewFromImage(mask)).tolist()
+    mask = read_mask(found.masks[0])
+    values = np.unique(sitk.GetArrayViewFromImage(mask.image)).tolist()
     if len(set(values) - {0}) > 1:
         raise ScanError(f"{found.masks[0]}: found mask values {shown_values(values)}, expected 0 and one other; "
                         "it is not the published file")
-    pair = with_image(found, relabel(found.masks[0], mask, {v: VERTEBRA if v else 0 for v in values}))
+    pair = with_image(found, mask, {v: VERTEBRA if v else 0 for v in values})
     for image in (pair.image, pair.mask):
         turn_over(image)
     return replace(pair, as_stored=False)

@@ -20,10 +20,10 @@ from pointseg.datasets.importers.base import (
     Read,
     files_below,
     heights_mm,
-    relabel,
     with_image,
 )
-from pointseg.scans.reading import read_image
+from pointseg.scans.files import delimiter_in
+from pointseg.scans.reading import read_mask
 from pointseg.volume import BACKGROUND, UNLABELLED, ScanError
 
 SOURCE, MODALITY, MASK_EXTENT = "spider", "MR", WHOLE
@@ -52,15 +52,17 @@ def _parts(raw: Path) -> dict[str, str]:
     rows = []
     for path in files_below(raw, "overview.csv"):
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            rows += csv.DictReader(file)
+            delimiter = delimiter_in(file.readline())
+            file.seek(0)
+            rows += csv.DictReader(file, delimiter=delimiter)
     cells = [[(row.get(column) or "").strip() for column in ("new_file_name", "subset")] for row in rows]
     return {name.removesuffix(".mha"): PARTS.get(subset, "") for name, subset in cells}
 
 
 def read(found: Found) -> Read:
     path = found.masks[0]
-    mask = read_image(path).image
-    return with_image(found, relabel(path, mask, scheme_of(mask, path) | OTHERS))
+    mask = read_mask(path)
+    return with_image(found, mask, scheme_of(mask.image, path) | OTHERS)
 
 
 def scheme_of(mask: sitk.Image, path: Path) -> dict[int, int]:
