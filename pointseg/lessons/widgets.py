@@ -212,7 +212,7 @@ class PointPicker:
 
     @property
     def seconds(self) -> float:
-        """From the moment the slice was seen to the last click: with the time to look.  A script's clock starts at 0."""
+        """From when the slice was seen to the last click, so with the time to look.  A script's clock starts at 0."""
         last = max((click[3] for click in self._clicked), default=float("nan"))
         return last - self.canvas.began if last >= self.canvas.began else last
 
