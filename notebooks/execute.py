@@ -19,7 +19,7 @@ from pointseg.scans.files import whole_file
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-FIGURES = (-1, 0, 3, 2, 3, 0, 3, 0, 0, 0, 2, 0, 0)  # which figure of notebook 00, 01 .. 12 the README shows
+FIGURES = (-1, 0, 3, 2, 3, 0, 1, 1, 0, 0, 2, 0, 0)  # which figure of notebook 00, 01 .. 12 the README shows
 
 
 def execute(path: Path) -> None:

@@ -148,6 +148,10 @@ class ClickPicture(anywidget.AnyWidget):
       model.on("change:dots", drawDots);
       drawPicture();
       drawDots();
+      if (!model.get("began")) {
+        model.set("began", Date.now() / 1000);
+        model.save_changes();
+      }
       return () => { model.off("change:picture", drawPicture); model.off("change:dots", drawDots); };
     } };
     """
@@ -158,6 +162,7 @@ class ClickPicture(anywidget.AnyWidget):
     dots = traitlets.List().tag(sync=True)  # [row, column, colour]
     chosen = traitlets.Int(1).tag(sync=True)  # class of the next click
     shown = traitlets.Int(0).tag(sync=True)  # what the picture is of, a number of one's own
+    began = traitlets.Float(0).tag(sync=True)  # when it was first seen, on the clock of the clicks; 0: not yet
     heard = traitlets.List().tag(sync=True)  # keys that are written down
     clicks = traitlets.List().tag(sync=True)  # [row, column, class, seconds, shown]; of a key [-1, -1, its number, ..]
 
@@ -207,6 +212,12 @@ class PointPicker:
         return float(np.median(np.diff(times))) if len(times) > 1 else float("nan")
 
     @property
+    def seconds(self) -> float:
+        """From when the slice was seen to the last click, so with the time to look.  A script's clock starts at 0."""
+        last = max((click[3] for click in self._clicked), default=float("nan"))
+        return last - self.canvas.began if last >= self.canvas.began else last
+
+    @property
     def labels(self) -> np.ndarray:
         """(H, W) uint8: the points' classes, UNLABELLED elsewhere.  Of two on one pixel the later counts."""
         labels = np.full(self.image.shape, UNLABELLED, np.uint8)
@@ -225,15 +236,11 @@ class PointPicker:
 
     @property
     def figure(self) -> Figure:
-        """The slice with its points and, once there are some, the mask beside it."""
-        names = ["points", "mask"] if self.points and self.truth is not None else ["points"]
+        """The slice with its points; without the mask, since whoever labels it next should not have seen that."""
         figure = Figure((PAGE_INCH, 5), layout="constrained")
-        for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            labels = self.truth if name == "mask" else np.zeros(self.image.shape, np.uint8)
-            overlay(ax, self.image, labels, self.spacing_mm, window=self.window)
-            ax.set_title(name, fontsize=11)
-            if name == "points":
-                plot.mark_points(ax, self.labels[None], 0, 0)
+        ax = figure.subplots()
+        overlay(ax, self.image, np.zeros(self.image.shape, np.uint8), self.spacing_mm, window=self.window)
+        plot.mark_points(ax, self.labels[None], 0, 0)
         plot.legend(figure, points=True)
         return figure
 

@@ -193,7 +193,7 @@ def curves(histories: dict[str, History]) -> Figure:
 
 
 def training(folder: str | Path) -> Figure:
-    """What the trainings below a folder have come to, finished or not: a row for each, from the files that they write.
+    """What the trainings below a folder have come to, finished or not: two rows for each, from the files they write.
 
     Each loss term, the learning rate and the validation score against the step, and the newest picture: what the
     network sees on a validation slice, beside the truth.   See `runs.checkpoint`.
@@ -202,8 +202,8 @@ def training(folder: str | Path) -> Figure:
     if not paths:
         raise ScanError(f"{folder}: found no {HISTORY}, expected a folder that table1 or train writes to; wait for "
                         "the first round, or check the path")
-    figure = Figure((WIDTH_INCH, 2.6 * len(paths)), layout="constrained")
-    for row, path in zip(figure.subplots(len(paths), 4, squeeze=False), paths, strict=True):
+    figure = Figure((WIDTH_INCH, 5.6 * len(paths)), layout="constrained")
+    for row, path in zip(figure.subplots(2 * len(paths), 2).reshape(len(paths), 4), paths, strict=True):
         with open(path, newline="", encoding="utf-8") as file:
             rounds = list(csv.DictReader(file))
         columns = {name: np.array([float(r[name]) for r in rounds]) for name in rounds[0]}
@@ -211,7 +211,7 @@ def training(folder: str | Path) -> Figure:
         for (name, values), colour in zip(list(columns.items())[1:], itertools.cycle(MODEL_COLOURS)):  # [0]: seconds
             row[0].plot(steps, values, color=colour, label=name.replace("_", " "))
         row[0].set(ylabel="training loss")
-        row[0].legend(fontsize=7)
+        row[0].legend()
         row[1].step(steps, rates, where="pre", color=MODEL_COLOURS[0])
         row[1].set(ylabel="learning rate", yscale="log")
         row[2].plot(steps, scores, color=MODEL_COLOURS[0])
@@ -224,7 +224,7 @@ def training(folder: str | Path) -> Figure:
         row[3].axis("off")
         if pictures := sorted((path.parent / IMAGES).glob("*.png")):
             row[3].imshow(imread(pictures[-1]))
-            row[3].set_title(f"step {int(pictures[-1].stem)}: predicted, true", fontsize=9)
+            row[3].set_title(f"step {int(pictures[-1].stem)}: predicted, true")
     return figure
 
 

@@ -165,7 +165,7 @@ def test_checkpoints_are_rarer_where_writing_takes_long(tmp_path, monkeypatch):
 
 
 def test_what_one_can_watch(tmp_path):
-    """A line a round with each term, and a picture a round; drawn together, a row a training."""
+    """A line a round with each term, and a picture a round; drawn together, two rows a training."""
     for name in ("sagittal", "coronal"):
         history, _ = trained(EachStep(tmp_path / name))
     with open(tmp_path / "coronal" / "history.csv", newline="") as file:
