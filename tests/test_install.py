@@ -52,7 +52,8 @@ def copy(tmp_path) -> Path:
         shutil.copy(ROOT / name, folder)
     course, assignment = Path("notebooks") / "course", Path("source") / "separation"
     shutil.copytree(ROOT / course / assignment, folder / course / assignment)
-    shutil.copy(ROOT / course / "nbgrader_config.py", folder / course)
+    for name in ("nbgrader_config.py", "assignments.py"):
+        shutil.copy(ROOT / course / name, folder / course)
     (folder / ".venv" / ".installed").write_text(f"{folder}\n")
     return folder
 

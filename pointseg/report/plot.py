@@ -202,7 +202,7 @@ def training(folder: str | Path) -> Figure:
     if not paths:
         raise ScanError(f"{folder}: found no {HISTORY}, expected a folder that table1 or train writes to; wait for "
                         "the first round, or check the path")
-    figure = Figure((WIDTH_INCH, 5.6 * len(paths)), layout="constrained")
+    figure = Figure((8, 5.6 * len(paths)), layout="constrained")
     for row, path in zip(figure.subplots(2 * len(paths), 2).reshape(len(paths), 4), paths, strict=True):
         with open(path, newline="", encoding="utf-8") as file:
             rounds = list(csv.DictReader(file))

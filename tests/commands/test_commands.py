@@ -198,7 +198,7 @@ def test_centroids_train_models_and_score_identification(run_folder, imported, t
     assert cli.main(["train", "--axis", "coronal", *data, "-o", model]) == 0
     capsys.readouterr()
     assert cli.main(["evaluate", model, *data, "--json", str(tmp_path / "scores.json")]) == 0
-    assert re.match(r"\d+ of 35 vertebrae identified.*7 scans with centroids alone", capsys.readouterr().out)
+    assert re.search(r"(?m)^\d+ of 35 vertebrae identified.*7 scans with centroids alone", capsys.readouterr().out)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["dice_wi"] is None and len(scores["identified_mm"]) == len(scores["cases"]) == 7
     assert cli.main(["evaluate", str(run_folder / "transverse.pt"), *data]) == 1
