@@ -8,8 +8,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 GLOSSARY = NOTEBOOKS / "00_pointseg.ipynb"
-REBUILT = {"11_what_points_are_worth"}  # not linked to the glossary yet
-LESSONS = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if path.stem not in REBUILT]
+LESSONS = sorted(NOTEBOOKS.glob("*.ipynb"))
 TERMS = {term: re.compile(pattern) for term, pattern in {
     "sagittal": r"[Ss]agittal", "coronal": r"[Cc]oronal", "transverse": r"[Tt]ransverse", "voxel": r"\b[Vv]oxels?\b",
     "level": r"(?<!grey )\b[Ll]evels?\b(?!=)", "processes": r"(?<!--)\bprocesses\b(?! of)", "logits": r"\b[Ll]ogits?\b",
