@@ -122,5 +122,5 @@ class Volume:
 def in_hounsfield_units(image: np.ndarray) -> bool:
     """Whether a CT's values can be HU, fat and air lying below 0: not so without rescaling, or with 1024 added."""
     step = max(1, round((image.size / 1e5) ** (1 / 3)))  # some 100,000 voxels tell
-    some = image[::step, ::step, ::step]
+    some = image[(slice(None, None, step),) * image.ndim]
     return np.count_nonzero(some < FAT_HU) > 0.001 * some.size
