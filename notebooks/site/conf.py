@@ -45,10 +45,18 @@ def source_page(module: str, text: str) -> str:
     return "\n".join(page)
 
 
+def small_anchor(link: str) -> str:
+    """](page#Words) -> ](page#words)"""
+    page, _, anchor = link.partition("#")
+    return f"{page}#{anchor.lower()}"
+
+
 def read(app, docname: str, content: list[str]) -> None:
     if docname.startswith("pointseg/"):
         module = docname.removesuffix("/__init__").replace("/", ".")
         content[0] = source_page(module, content[0])
+    # Jupyter's names of headings keep capitals, here as on GitHub they have none.
+    content[0] = re.sub(r"\]\([^()\s]*#[^()\s]+\)", lambda link: small_anchor(link[0]), content[0])
     # The assignments hold their solutions: named, but not shown.
     content[0] = re.sub(r"\[([^]]*)\]\([^)]*course/source/[^)]*\)", r"\1", content[0])
 
