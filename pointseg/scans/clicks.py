@@ -78,10 +78,11 @@ def read_clicks(path: str | Path, geometry: Geometry) -> tuple[Clicks, list[str]
 def has_places(path: Path) -> bool:
     """Whether a file of clicks tells classes of places that chance has chosen.   `read_clicks` names what is wrong."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            return any(row.get(COLUMNS[-1]) for row in csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        (_, names), *rows = _rows(path, path.read_text(encoding="utf-8-sig"))
+        at = [name.casefold() for name in names].index(COLUMNS[-1])
+    except (OSError, ValueError):  # no text, no table, no such column
         return False
+    return any("".join(cells[at:at + 1]) for _, cells in rows)
 
 
 def join(read: Sequence[tuple[Clicks, list[str]]], paths: Sequence[Path]) -> tuple[Clicks, list[str]]:

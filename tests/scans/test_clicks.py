@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from pointseg.scans.clicks import canonical_of, class_of, out_of_order, read_clicks, stored_of, write_clicks
+from pointseg.scans.clicks import canonical_of, class_of, has_places, out_of_order, read_clicks, stored_of, write_clicks
 from pointseg.scans.volumes import turned
 from pointseg.volume import BACKGROUND, Clicks, Geometry, ScanError
 
@@ -118,6 +118,18 @@ def test_what_stands_between_values(delimiter, tmp_path):
     (tmp_path / "b.csv").write_text(HEAD + f"L1,{MM}\n")
     other, usual = (read_clicks(tmp_path / name, GEOMETRY)[0] for name in ("a.csv", "b.csv"))
     assert np.array_equal(other.places, usual.places) and other.values.tolist() == [1]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_places_of_chance_are_told_however_the_table_is_written(delimiter, tmp_path):
+    """As `read_clicks` reads it: else a scan that can be scored would only train."""
+    for name, mm3 in (("places.csv", "7.5"), ("clicks.csv", "")):
+        text = f"Level,X_mm,Y_mm,Z_mm,Stands_for_mm3 \nL1,{MM},\nL1,110.0,220.0,-32.0,{mm3}\n"
+        (tmp_path / name).write_text(text.replace(",", delimiter))
+    assert has_places(tmp_path / "places.csv") and not has_places(tmp_path / "clicks.csv")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "other.csv").write_bytes(b"\xff\xfe\x00")
+    assert not any(has_places(tmp_path / name) for name in ("empty.csv", "other.csv", "missing.csv"))
 
 
 MALFORMED = [  # name, text, what the message says beside the file
