@@ -219,8 +219,10 @@ def chosen_profile(options: argparse.Namespace):
         raise ScanError(f"--imagenet: the {profile.name} profile is narrower than VGG16 and starts from scratch; "
                         "leave it out, or take --profile thesis")
     if options.imagenet != "none" and not Path(options.imagenet).is_file():
-        found = "found a folder" if Path(options.imagenet).is_dir() else "no such file"
-        raise ScanError(f"{options.imagenet}: {found}, expected VGG16's ImageNet weights; check --imagenet")
+        from pointseg.scans.files import found_at
+
+        raise ScanError(f"{options.imagenet}: {found_at(options.imagenet, 'file')}, expected VGG16's "
+                        "ImageNet weights; check --imagenet")
     return replace(profile, imagenet=options.imagenet != "none")
 
 

@@ -269,7 +269,7 @@ def size_px(shape: tuple[int, int], spacing_mm: tuple[float, float]) -> tuple[in
 
 
 def png_of(image: np.ndarray, labels: np.ndarray | None, spacing_mm: tuple[float, float], window: tuple[float, float],
-         opacity: float = 0.45, points: tuple[np.ndarray, int, int] | None = None) -> bytes:
+           opacity: float = 0.45, points: tuple[np.ndarray, int, int] | None = None) -> bytes:
     """One plane (H, W) as a picture without a margin, with a mask (H, W) or with the points of a volume."""
     height, width = size_px(image.shape, spacing_mm)
     figure = Figure((width / 100, height / 100), dpi=100)

@@ -12,7 +12,7 @@ from pointseg.datasets.manifest import Case
 from pointseg.network import FCN8VGG16, device
 from pointseg.predict import Model, ThreeAxes
 from pointseg.runs.weights import check_tensors, read_torch, save_torch
-from pointseg.scans.files import first_line, some_of, whole_file
+from pointseg.scans.files import first_line, found_at, some_of, whole_file
 from pointseg.slices import AXES
 from pointseg.volume import CLASSES, ScanError
 
@@ -61,9 +61,8 @@ def cases_of_split(cases: Sequence[Case], split: Mapping[str, list[str]], part: 
 def _read(path: Path) -> tuple[Model | ThreeAxes, dict[str, list[str]]]:
     """A model and the case names of its split."""
     if not path.is_file():
-        found = "found a folder" if path.is_dir() else "no such file"
-        raise ScanError(f"{path}: {found}, expected a model that `pointseg table1` or `train` wrote, such as "
-                        "result.pt in table1's OUT; check the path")
+        raise ScanError(f"{path}: {found_at(path, 'file')}, expected a model that `pointseg table1` or `train` wrote, "
+                        "such as result.pt in table1's OUT; check the path")
     try:
         content = read_torch(path)
         if content["format"] != FORMAT:

@@ -92,9 +92,9 @@ def hash_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def found_at(path: str | Path) -> str:
+def found_at(path: str | Path, wanted: str = "folder") -> str:
     """What lies where something else was expected, for a message."""
-    return "found a folder" if Path(path).is_dir() else "found a file" if Path(path).exists() else "no such folder"
+    return "found a folder" if Path(path).is_dir() else "found a file" if Path(path).exists() else f"no such {wanted}"
 
 
 def delimiter_in(line: str) -> str:

@@ -18,9 +18,11 @@ from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Geometry, ScanError
 VERSE_TO_CLASS = {v: v - VERSE_L1 + 1 if VERSE_L1 <= v < VERSE_L1 + 5 else BACKGROUND for v in range(29)}
 VERTEBRA = 99  # in the masks of dataset folders beside VerSe's numbers: a vertebra of unknown level
 SCHEMES = {  # mask value -> class
-           "verse": VERSE_TO_CLASS, "classes": {c: c for c in (*range(len(CLASSES)), UNLABELLED)},
-           "dataset": VERSE_TO_CLASS | {UNLABELLED: UNLABELLED},
-           "vertebra": {BACKGROUND: BACKGROUND, VERTEBRA: 1, UNLABELLED: UNLABELLED}}
+    "verse": VERSE_TO_CLASS,
+    "classes": {c: c for c in (*range(len(CLASSES)), UNLABELLED)},
+    "dataset": VERSE_TO_CLASS | {UNLABELLED: UNLABELLED},
+    "vertebra": {BACKGROUND: BACKGROUND, VERTEBRA: 1, UNLABELLED: UNLABELLED},
+}
 GRID_TOLERANCE_VOXELS = 0.1  # headers hold rounded numbers; below half a voxel the nearest neighbour is the same
 OUTSIDE_MAX = 0.01  # share of a mask's labelled voxels that may lie outside its scan
 PADDING_MAX, PADDING_SHARE = -1500, 0.9  # air is -1000 HU: lower values, nearly all of them one, mark what has no scan
