@@ -32,7 +32,7 @@ from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Clicks, Volume
 
 PROFILE = replace(bench_minutes.PROFILE, full=bench_minutes.PROFILE.weak)
 MASKS, ALONE, AGAIN = LINES = ("masks", "points alone", "masks, drawn again")
-PLACES = 60  # in each validation scan, as notebooks/README.md says
+PLACES = 120  # in each validation scan, as notebooks/README.md says
 RESULT, WEAK = "result", "weak"
 
 

@@ -6,10 +6,12 @@ from scipy import ndimage
 
 from pointseg.points import (
     BEARMAN,
+    NEAR_MM,
     Care,
     Points,
     Seconds,
     draw_labels,
+    draw_places,
     draw_points,
     draw_rivals,
     labelling_cost,
@@ -198,3 +200,26 @@ def test_jitter_is_in_mm_and_stays_in_the_scan():
     labels = sample_points(mask, rng, background=0, care=Care(jitter_mm=4.0), spacing_mm=(0.5, 4.0, 1.0))
     places = np.argwhere(labels == 1)
     assert len(places) > 250 and places[:, 0].std() > 2 * places[:, 1].std() and places[:, 0].max() > 10
+
+
+@pytest.mark.parametrize("middles", [[[20, 30, 10], [34, 30, 10], [0, 0, 0]], [[20, 30, 10]], []], ids=len)
+@pytest.mark.parametrize("kept", [None, 7], ids=["all", "who stops early"])
+def test_random_places_tell_volumes_without_bias(middles, kept):
+    """Boxes near the middles, where two spheres overlap, and far from them; also from the first places alone."""
+    spacing_mm, mask = (2.0, 1.5, 4.0), np.zeros((50, 60, 20), np.uint8)
+    mask[15:25, 25:35, 8:12], mask[30:38, 25:35, 8:12], mask[:, 55:, :] = 1, 2, 3
+    told = []
+    for seed in range(400):
+        places, mm3 = draw_places(mask.shape, spacing_mm, np.reshape(middles, (-1, 3)), 40, np.random.default_rng(seed))
+        values = mask[tuple(places.T)][:kept]
+        told.append(np.bincount(values, mm3[:kept] * 40 / len(values), minlength=4))
+    error = np.std(told, 0) / np.sqrt(len(told))
+    assert (abs(np.mean(told, 0) - np.bincount(mask.ravel()) * np.prod(spacing_mm)) < 4 * error).all()
+
+
+def test_random_places_are_shared_out_among_vertebrae():
+    middles, spacing_mm = np.array([[20.0, 40.0, 30.0], [80.0, 40.0, 30.0]]), (1.0, 1.0, 1.0)
+    for seed in range(5):
+        places, _ = draw_places((100, 80, 60), spacing_mm, middles, 50, np.random.default_rng(seed))
+        near = (((places[:, None] - middles) ** 2).sum(2) < NEAR_MM**2).sum(0)
+        assert (near >= 20).all() and near.sum() < 50  # the others fall anywhere
