@@ -32,7 +32,7 @@ from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Clicks, Volume
 
 PROFILE = replace(bench_minutes.PROFILE, full=bench_minutes.PROFILE.weak)
 MASKS, ALONE, AGAIN = LINES = ("masks", "points alone", "masks, drawn again")
-PLACES = 120  # in each validation scan, as notebooks/README.md says
+PLACES = 300  # in each validation scan: about as long as points on all its slices take (Bearman)
 RESULT, WEAK = "result", "weak"
 
 

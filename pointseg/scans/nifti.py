@@ -21,6 +21,7 @@ PAIR = {".hdr": ".img", ".img": ".hdr"}
 SPACING_TOLERANCE = 0.02  # share by which a matrix's steps may differ from the spacing
 BENT_MAX = 0.02  # cosine between two axes, of 1.1 degrees: what rounding and careless resampling leave
 CODE_MAX = 5  # of the spaces that NIfTI knows
+OTHER_UNITS = {1: "metres", 3: "microns"}  # than mm; a spacing that is meant so is refused as not plausible
 DEFLATE_MAX = 1032  # bytes that a packed one can hold
 STRAIGHT = 1e-5  # what SimpleITK takes for a right angle
 TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's patient space is RAS
@@ -141,7 +142,9 @@ def _voxels(data: nibabel.arrayproxy.ArrayProxy) -> np.ndarray:
 
 
 def _notes(image: nibabel.Nifti1Pair, spacing: np.ndarray, no_orientation: str) -> Iterator[str]:
-    """Whether a header tells the orientation, and the same by both of its ways."""
+    """Whether a header tells the orientation, and the same by both of its ways; and lengths that cannot be right."""
+    if unit := OTHER_UNITS.get(image.header["xyzt_units"] % 8):
+        yield f"its header says lengths are in {unit}, where no scan's spacing is {_shown(spacing)}: taken for mm"
     (qform, qcode), (sform, scode) = image.get_qform(coded=True), image.get_sform(coded=True)
     if not qcode and not scode:
         yield no_orientation

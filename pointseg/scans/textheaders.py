@@ -138,7 +138,11 @@ def _fields(path: Path, end: re.Pattern[bytes], separator: str) -> tuple[dict[st
     for line in start[:stop].decode(errors="replace").splitlines():
         name, found_separator, value = line.partition(separator)
         if found_separator and not line.startswith("#"):
+            if name.strip() in fields:  # which of them SimpleITK takes differs
+                raise Damaged(f"{name.strip()[:80]} twice in its header")
             fields[name.strip()] = value.removeprefix("=").strip()
+        elif separator == "=" and line.strip():  # SimpleITK would take the next line for its value
+            raise Damaged(f"a line without = in its header: {line[:80]!r}")
     return fields, stop
 
 

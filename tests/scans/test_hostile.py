@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import fuzz_headers
 import numpy as np
 import pydicom
 import pytest
@@ -359,6 +360,13 @@ def test_nifti_of_two_minds(model, good, tmp_path, capsys):
     is_good(segment(save(scan), model, tmp_path, capsys), good())
 
 
+def test_nifti_in_other_units(model, good, tmp_path, capsys):
+    """Metres by the header, mm by its numbers: a metre and a half a voxel is not what was meant."""
+    answer = segment(nifti(save(tmp_path / "scan.nii"), (123, "B", 1)), model, tmp_path, capsys)
+    assert "in metres" in answer.notes and "taken for mm" in answer.notes
+    is_good(answer, good())
+
+
 def test_names(model, good, tmp_path, capsys):
     """Endings in capitals, dots, spaces, other letters; a name that no library takes is refused, in one line."""
     for name in ("SCAN.NII.GZ", "a.img.nii", "a b.nii", "größe.nii.gz", "-x.nii", "a.nii.nii.gz"):
@@ -423,6 +431,9 @@ TEXT_FAULTS = {
         "a flat matrix": (rb"TransformMatrix = [^\n]*", b"TransformMatrix = 0 0 0 0 0 0 0 0 0", ""),
         "a matrix of NaN": (rb"TransformMatrix = [^\n]*", b"TransformMatrix = nan nan nan nan nan nan nan nan nan", ""),
         "not packed": (rb"CompressedData = False", b"CompressedData = True", "cannot be read"),
+        "a line without =": (rb"CompressedData = False", b"CompressedDataSi\xf7 4743\nCompressedData = False",
+                             "a line without ="),
+        "a field twice": (rb"NDims = 3", b"NDims = 3\nOffset = 0 0 0", "Offset twice"),
     },
     "nrrd": {
         "no spacing": (rb"space directions: [^\n]*\n", b"", "no spacing along"),
@@ -441,6 +452,7 @@ TEXT_FAULTS = {
         "directions of NaN": (rb"space directions: [^\n]*", b"space directions: (nan,0,0) (0,nan,0) (0,0,nan)", ""),
         "parallel directions": (rb"space directions: [^\n]*", b"space directions: (1,0,0) (1,0,0) (0,0,1)", ""),
         "no directions": (rb"space directions: [^\n]*", b"space directions: none none none", ""),
+        "a field twice": (rb"type: short", b"type: short\nspace origin: (0,0,0)", "space origin twice"),
     },
 }
 
@@ -694,3 +706,11 @@ def test_every_real_scan(model, tmp_path):
         assert found.GetSize() == stored.GetSize()
         np.testing.assert_allclose(found.GetOrigin() + found.GetSpacing() + found.GetDirection(),
                                    stored.GetOrigin() + stored.GetSpacing() + stored.GetDirection(), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", fuzz_headers.FORMS)
+def test_headers_changed_at_random(form, tmp_path):
+    """A short run of what `python tests/fuzz_headers.py` does at length."""
+    fuzz_headers.write_good(tmp_path)
+    counts = fuzz_headers.watched(form, tmp_path, range(40), None)
+    assert counts.keys() <= {"read", "refused"} and counts.total() == 40
