@@ -142,6 +142,14 @@ def work(form: str, folder: Path) -> None:
         print(json.dumps([kind, said]), flush=True)
 
 
+def listen(process: subprocess.Popen, answers: queue.SimpleQueue) -> None:
+    """All lines that it says, and "" when it ends."""
+    with process.stdout as said:
+        for line in said:
+            answers.put(line)
+    answers.put("")
+
+
 def watched(form: str, good: Path, seeds: range, keep: Path | None) -> Counter:
     """Counts by kind; a process that dies or hangs is started anew."""
     counts, process, answers = Counter(), None, None
@@ -152,7 +160,7 @@ def watched(form: str, good: Path, seeds: range, keep: Path | None) -> Counter:
                 process = subprocess.Popen([sys.executable, __file__, "--work", form, name], text=True,
                                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
                 answers = queue.SimpleQueue()
-                threading.Thread(target=lambda p=process, a=answers: [*map(a.put, p.stdout), a.put("")]).start()
+                threading.Thread(target=listen, args=(process, answers)).start()
                 patience_s = 120  # it imports first
             process.stdin.write(f"{seed}\n")
             process.stdin.flush()
@@ -170,6 +178,8 @@ def watched(form: str, good: Path, seeds: range, keep: Path | None) -> Counter:
                     shutil.copy(Path(name) / FORMS[form][1], keep / f"{form}_{seed}{Path(FORMS[form][1]).suffix}")
             if kind == "hang" or process.poll() is not None:
                 process.kill()
+                process.wait()
+                process.stdin.close()
                 process = None
                 shutil.copy(good / FORMS[form][1], Path(name) / FORMS[form][1])
         if process:
