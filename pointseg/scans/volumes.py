@@ -54,6 +54,10 @@ def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, 
         stored_mask = read_mask(mask_path)
         of_mask = [f"{mask_path}: {note}" for note in stored_mask.notes]
         on_grid = on_grid_of(stored.image, stored_mask.image, mask_path, image_path)
+        if on_grid is not stored_mask.image:
+            alike = stored_mask.image.GetSize() == stored.image.GetSize()
+            of_mask.append(f"{mask_path}: its grid is not the scan's" + alike * ", though of the same size, so one of the "
+                           "two headers may be wrong" + "; each voxel of the scan has taken the nearest label")
         mask = _to_classes(to_canonical(on_grid, geometry), scheme, mask_path)
     image, notes = _intensities(to_canonical(stored.image, geometry), image_path)
     modality = modality or stored.modality
