@@ -146,8 +146,8 @@ def export_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
     p.add_argument("--format", default=".mrk.json", metavar="ENDING", help=".csv, .mrk.json (default), .fcsv or .json")
     p.add_argument("--seed", type=at_least(0), default=0, help="of the draw (default 0)")
-    p.add_argument("--towards-middle", type=within(0, 100), default=0.0, metavar="POWER", help="clicks as likely as their "
-                   "depth in the vertebra to this power (default 0: anywhere in it)")
+    p.add_argument("--towards-middle", type=within(0, 100), default=0.0, metavar="POWER", help="clicks as likely as "
+                   "their depth in the vertebra to this power (default 0: anywhere in it)")
     p.add_argument("--jitter-mm", type=within(0, 1000), default=0.0, metavar="MM",
                    help="standard deviation of where a click lands")
     p.add_argument("--wrong-levels", type=within(0, 1), default=0.0, metavar="SHARE",

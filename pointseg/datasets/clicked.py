@@ -20,8 +20,6 @@ def files_by_scan(files: Sequence[Path], scans: Sequence[Path]) -> dict[Path, li
     names = {scan: stem(scan) if scan.is_file() else scan.resolve().name for scan in scans}
     found: dict[Path, list[Path]] = {}
     for file in files:
-        if not file.is_file():
-            raise ScanError(f"{file}: {found_at(file, 'file')}, expected a file of clicks; check the path")
         mine = [scan for scan, name in names.items() if re.match(rf"{re.escape(name)}(?![^\W_])", file.name)]
         longest = [s for s in mine if len(names[s]) == max(len(names[m]) for m in mine)]
         if len(longest) != 1:
@@ -39,6 +37,8 @@ def import_points(files: Sequence[Path], scans: Sequence[Path], out: Path, sourc
     All is read before anything is written into the manifest.
     """
     check_folder(out)
+    if missing := [file for file in files if not file.is_file()]:
+        raise ScanError(f"{missing[0]}: {found_at(missing[0], 'file')}, expected a file of clicks; check the path")
     cases, told = [], []
     for scan, of_scan in tqdm(files_by_scan(files, scans).items(), "reading clicks", unit="scan"):
         volume = read_volume(scan)
