@@ -26,7 +26,7 @@ from odd_scans import (
 )
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
 
 from pointseg.commands import main as cli
 from pointseg.commands.scanlist import find_scans
@@ -155,14 +155,21 @@ def test_a_damaged_slice_does_not_make_its_folder_a_folder_of_scans(model, tmp_p
 @pytest.mark.parametrize(("syntax", "said"), [
     ("1.2.840.113619.5.2", "transfer syntax 1.2.840.113619.5.2 is not one of the standard"),
     ("1.2.840.10008.1.2", "not written as its transfer syntax says"),
+    ("1.2.840.10008.1.2.1", "not written as its transfer syntax says"),
     ("1.2.840.10008.1.2.4.201", "High-Throughput JPEG")])
 def test_transfer_syntaxes_that_are_not_read(syntax, said, tmp_path):
     """Another than the one in which the files are written takes GDCM seconds for each of them."""
     folder = write_slices(tmp_path / "scan", values())
     for path in folder.iterdir():
         tags = pydicom.dcmread(path)
-        if syntax == "1.2.840.10008.1.2":
-            path.write_bytes(path.read_bytes().replace(b"10008.1.2.1\0", b"10008.1.2\0\0\0", 1))
+        if syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+            parts = {}
+            for uid in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+                tags.file_meta.TransferSyntaxUID = uid
+                tags.save_as(path)
+                parts[uid] = path.read_bytes().partition(b"\x08\0\x08\0")  # the first tag of the data
+            (other,) = parts.keys() - {syntax}
+            path.write_bytes(b"".join((parts[syntax][0], *parts[other][1:])))
             continue
         tags.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
         tags.PixelData = pydicom.encaps.encapsulate([tags.PixelData]) if "4.201" in syntax else tags.PixelData

@@ -50,7 +50,8 @@ def find(raw: Path) -> Iterator[Found | LeftOut]:
 def _parts(raw: Path) -> dict[str, str]:
     rows = []
     for path in files_below(raw, "overview.csv"):
-        names, *found = [cells for _, cells in rows_of(path, path.read_text("utf-8-sig", errors="replace"))] or [[]]
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        names, *found = [cells for _, cells in rows_of(path, text)] or [[]]
         rows += [dict(zip(names, cells)) for cells in found]
     cells = [[row.get(column, "") for column in ("new_file_name", "subset")] for row in rows]
     return {name.removesuffix(".mha"): PARTS.get(subset, "") for name, subset in cells}
