@@ -119,8 +119,13 @@ class Volume:
     clicks: Clicks | None = None
 
 
+def sample_of(image: np.ndarray) -> np.ndarray:
+    """Some 100,000 voxels, evenly spaced, which tell what all of them are like."""
+    step = max(1, round((image.size / 1e5) ** (1 / 3)))
+    return image[(slice(None, None, step),) * image.ndim]
+
+
 def in_hounsfield_units(image: np.ndarray) -> bool:
     """Whether a CT's values can be HU, fat and air lying below 0: not so without rescaling, or with 1024 added."""
-    step = max(1, round((image.size / 1e5) ** (1 / 3)))  # some 100,000 voxels tell
-    some = image[(slice(None, None, step),) * image.ndim]
+    some = sample_of(image)
     return np.count_nonzero(some < FAT_HU) > 0.001 * some.size

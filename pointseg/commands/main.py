@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         remedy = "train with a smaller --batch" if options.run in (table1, train) else "take a larger one"
         return said(f"the GPU is out of memory, expected room for the work; {remedy}")
+    except MemoryError:
+        return said("the memory is full, expected room for the work; crop the scans, or use a larger machine")
     except KeyboardInterrupt:
         return said("interrupted", 130)
     return 0
@@ -144,11 +146,11 @@ def export_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
     p.add_argument("--format", default=".mrk.json", metavar="ENDING", help=".csv, .mrk.json (default), .fcsv or .json")
     p.add_argument("--seed", type=at_least(0), default=0, help="of the draw (default 0)")
-    p.add_argument("--towards-middle", type=float, default=0.0, metavar="POWER", help="clicks as likely as their "
-                   "depth in the vertebra to this power (default 0: anywhere in it)")
-    p.add_argument("--jitter-mm", type=float, default=0.0, metavar="MM",
+    p.add_argument("--towards-middle", type=within(0, 100), default=0.0, metavar="POWER", help="clicks as likely as "
+                   "their depth in the vertebra to this power (default 0: anywhere in it)")
+    p.add_argument("--jitter-mm", type=within(0, 1000), default=0.0, metavar="MM",
                    help="standard deviation of where a click lands")
-    p.add_argument("--wrong-levels", type=float, default=0.0, metavar="SHARE",
+    p.add_argument("--wrong-levels", type=within(0, 1), default=0.0, metavar="SHARE",
                    help="of clicks that get the level above or below")
 
 
@@ -264,6 +266,15 @@ def at_least(least: int):
     return parse
 
 
+def within(low: float, high: float):
+    def parse(text: str) -> float:
+        if not low <= (value := float(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not {low:g} to {high:g}")
+        return value
+    parse.__name__ = "number"
+    return parse
+
+
 def positive(text: str) -> float:
     if not 0 < (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is no time")
@@ -372,6 +383,8 @@ def import_points(options: argparse.Namespace) -> None:
     if not options.scans or not options.output:
         raise ScanError("import points: found no --scans or no -o, expected the folder of the scans and the dataset "
                         "folder to write")
+    if not options.scans.exists():
+        raise ScanError(f"{options.scans}: no such folder, expected that of the scans; check --scans")
     scans = list(find_scans([options.scans], options.output))
     told = import_points(options.paths, scans, options.output, options.source or "clicked", options.patient or "")
     print("\n".join(told), f"\nwritten to {options.output}: {options.source or 'clicked'}/ and manifest.csv")
@@ -391,7 +404,7 @@ def export(options: argparse.Namespace) -> None:
 def segment(options: argparse.Namespace) -> None:
     from pointseg.commands import batch
     from pointseg.commands.scanlist import find_scans, masks_in, refuse_overwriting
-    from pointseg.scans.files import WRITABLE, check_folder
+    from pointseg.scans.files import WRITABLE, check_folder, some_of
 
     batch.cached_model(options.model)  # a wrong one is refused before anything else
     modality_of = find_scans(options.scan, options.output)
@@ -399,7 +412,8 @@ def segment(options: argparse.Namespace) -> None:
     settings = batch.Options(options.model, options.modality, options.series, options.verse, modality_of)
     if options.output.name.endswith(WRITABLE):
         if len(scans) > 1:
-            raise ScanError(f"{options.output}: is one mask, but {len(scans)} scans are given; give a folder as -o")
+            raise ScanError(f"{options.output}: is one mask, but {len(scans)} scans are given "
+                            f"({some_of([str(scan) for scan in scans])}); give a folder as -o")
         check_folder(options.output.parent)
         refuse_overwriting([options.output], scans)
         outcome = batch.segment_one(scans[0], options.output, settings)

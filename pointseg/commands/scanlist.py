@@ -1,11 +1,11 @@
 """Which files and folders are scans, and what their masks are called."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pointseg.datasets.manifest import MANIFEST, read_manifest
-from pointseg.scans.dicom import frames_in
+from pointseg.scans.dicom import frames_in, series_in
 from pointseg.scans.reading import SCAN_ENDINGS, data_files
 from pointseg.scans.volumes import stem
 from pointseg.volume import ScanError
@@ -28,7 +28,17 @@ def find_scans(paths: Sequence[Path], out: Path) -> dict[Path, str]:
                             "check the path")
         known = {_real(s) for s in scans}  # a scan that is given by two paths is one
         scans |= {scan: modality for scan, modality in found.items() if _real(scan) not in known}
+    _refuse_parts(scans)
     return scans
+
+
+def _refuse_parts(scans: Iterable[Path]) -> None:
+    """A series whose files lie in several folders, as discs have it, would be several scans, none of them whole."""
+    of: dict[tuple[str, ...], Path] = {}
+    for scan in filter(os.path.isdir, scans):
+        if (series := series_in(scan)) and (other := of.setdefault(series, scan)) != scan:
+            raise ScanError(f"{scan}: found slices of a series that {other} has slices of, too, expected each series "
+                            "in one folder; put its files together, or remove a copy")
 
 
 def _below(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from pointseg.datasets.manifest import Case, add_to_manifest
 from pointseg.points import Care, draw_clicks
 from pointseg.scans.clicks import WRITTEN, join, read_clicks, write_clicks
-from pointseg.scans.files import check_folder
+from pointseg.scans.files import check_folder, found_at, some_of
 from pointseg.scans.volumes import read_volume, stem, write_volume
 from pointseg.volume import BACKGROUND, CLASSES, ScanError
 
@@ -37,6 +37,8 @@ def import_points(files: Sequence[Path], scans: Sequence[Path], out: Path, sourc
     All is read before anything is written into the manifest.
     """
     check_folder(out)
+    if missing := [file for file in files if not file.is_file()]:
+        raise ScanError(f"{missing[0]}: {found_at(missing[0], 'file')}, expected a file of clicks; check the path")
     cases, told = [], []
     for scan, of_scan in tqdm(files_by_scan(files, scans).items(), "reading clicks", unit="scan"):
         volume = read_volume(scan)
@@ -61,6 +63,10 @@ def export_points(cases: Sequence[Case], out: Path, ending: str, seed: int, care
     """Clicks as an expert might set them, drawn from masks on the scans' own grids, a file a scan."""
     if ending not in WRITTEN:
         raise ScanError(f"{ending}: found a format that is not written, expected one of {', '.join(WRITTEN)}")
+    names = [stem(case.image) for case in cases]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ScanError(f"{out}: found several scans named {some_of(twice)}, expected a name each, since their files "
+                        "would overwrite each other; export them by --source, or rename them")
     check_folder(out)
     written = []
     for number, case in enumerate(tqdm(cases, "drawing clicks", unit="scan")):

@@ -4,13 +4,13 @@ import csv
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import SimpleITK as sitk
 
 from pointseg.scans.clicks import has_places
-from pointseg.scans.files import delimiter_in, found_at, whole_file
+from pointseg.scans.files import found_at, rows_of, whole_file
 from pointseg.scans.outlines import outlined
 from pointseg.scans.reading import read_mask
 from pointseg.scans.volumes import read_volume, span_of
@@ -111,22 +111,26 @@ def read_rows(folder: str | Path) -> tuple[list[str], list[tuple[int, dict[str, 
     if not manifest.exists():
         return [], []
     try:
-        with open(manifest, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets write a byte order mark
-            reader = csv.DictReader(file, delimiter=delimiter_in(file.readline()))
-            file.seek(0)
-            columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = manifest.read_bytes().decode("utf-8-sig")  # -sig: spreadsheets write a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
         raise ScanError(f"{manifest}: cannot be read ({error}), expected UTF-8 text; save it as CSV again") from None
+    (_, names), *found = [*rows_of(manifest, text)] or [(1, [])]
+    columns = [name.casefold() if name.casefold() in (*COLUMNS, *FURTHER) else name for name in names]
+    if twice := sorted({name for name in columns if name and columns.count(name) > 1}):
+        raise ScanError(f"{manifest}: found several columns {', '.join(twice)}, expected each once; remove "
+                        "one")
     if missing := [c for c in REQUIRED if c not in columns]:
         raise ScanError(f"{manifest}: found columns {', '.join(columns) or 'none'}, missing {', '.join(missing)}; "
                         "add them to the first line")
-    return columns, rows
+    if long := [line for line, values in found if any(values[len(columns):])]:
+        raise ScanError(f"{manifest}, line {long[0]}: found more values than columns, expected {len(columns)}; put "
+                        "quotes around a value with commas in it")
+    return columns, [(line, dict(zip(columns, values))) for line, values in found]
 
 
 def earlier_cases(folder: str | Path, source: str) -> set[str]:
     """The cases of a source that a folder's manifest names, be their files there or not."""
-    return {row["case"] for _, row in read_rows(folder)[1] if row["source"] == source}
+    return {row.get("case", "") for _, row in read_rows(folder)[1] if row.get("source") == source}
 
 
 def add_to_manifest(folder: str | Path, cases: Sequence[Case]) -> None:
@@ -138,7 +142,8 @@ def add_to_manifest(folder: str | Path, cases: Sequence[Case]) -> None:
     new = {(c.source, c.case) for c in cases}
     old = [row for _, row in rows if (row.get("source"), row.get("case")) not in new]
     columns += [c for c in _columns(cases) if c not in columns]
-    every = sorted([*old, *(_row(folder, c) for c in cases)], key=lambda row: (row["source"] or "", row["case"] or ""))
+    every = [*old, *(_row(folder, c) for c in cases)]
+    every.sort(key=lambda row: (row.get("source", ""), row.get("case", "")))
     _write_rows(Path(folder), columns, every)
 
 
@@ -170,16 +175,19 @@ def _write_rows(folder: Path, columns: Sequence[str], rows: Iterable[dict[str, s
         writer.writerows(rows)
 
 
-def _case(manifest: Path, line: int, row: dict[str, str | None]) -> Case:
-    get = {column: (row.get(column) or "").strip() for column in (*COLUMNS, *FURTHER)}
+def _case(manifest: Path, line: int, row: dict[str, str]) -> Case:
+    get = {column: row.get(column, "") for column in (*COLUMNS, *FURTHER)}
+    for column, word in (("mask_extent", CENTROIDS), ("levels", NAMELESS)):
+        get[column] = word if get[column].casefold() == word else get[column]
     for column in REQUIRED:
         if not get[column]:
             raise ScanError(f"{manifest}, line {line}: {column} is empty, expected a value; fill it in")
     if not get["mask"] and not get[POINTS]:
         raise ScanError(f"{manifest}, line {line}: mask and points are empty, expected one of them; fill it in")
     for column in ("image", "mask", POINTS):
-        path = Path(get[column])
-        if path.is_absolute() or ".." in path.parts:
+        path = Path(get[column].replace("\\", "/"))  # as Windows writes it
+        get[column] = str(path) if get[column] else ""
+        if path.is_absolute() or PureWindowsPath(path).drive or ".." in path.parts:
             raise ScanError(f"{manifest}, line {line}: {column} is {path}, expected a path inside the folder; "
                             "move the file there")
     modality = get["modality"].upper()[:2]  # MRI is MR

@@ -12,12 +12,13 @@ from pointseg.datasets.manifest import Case
 from pointseg.network import FCN8VGG16, device
 from pointseg.predict import Model, ThreeAxes
 from pointseg.runs.weights import check_tensors, read_torch, save_torch
-from pointseg.scans.files import first_line, found_at, some_of, whole_file
+from pointseg.scans.files import Damaged, first_line, found_at, some_of, whole_file
 from pointseg.slices import AXES
 from pointseg.volume import CLASSES, ScanError
 
 FORMAT = 1
 THREE = "three"  # in the place of an axis
+SANE = {"grid_mm": (0.1, 20), "input_px": (16, 4096)}
 
 
 def save_model(path: str | Path, model: Model | ThreeAxes, split: Mapping[str, list[str]] | None = None,
@@ -65,6 +66,8 @@ def _read(path: Path) -> tuple[Model | ThreeAxes, dict[str, list[str]]]:
                         "such as result.pt in table1's OUT; check the path")
     try:
         content = read_torch(path)
+        if not isinstance(content, Mapping) or not {"format", "axis"} <= content.keys():
+            raise Damaged("it holds something else")
         if content["format"] != FORMAT:
             raise ScanError(f"{path}: found model format {content['format']}, expected {FORMAT}; train it again")
         if content["axis"] not in (*AXES, THREE):
@@ -92,5 +95,10 @@ def _model(content: Mapping, path: Path) -> Model:
         network = FCN8VGG16(**content["architecture"])
     check_tensors(content["weights"], network.state_dict(), path.stat().st_size)
     network.load_state_dict(content["weights"], assign=True)
+    for name, (low, high) in SANE.items():
+        if not isinstance(value := content[name], int | float) or not low <= value <= high:
+            raise Damaged(f"its {name} is {value}, not {low:g} to {high:g}")
+    if unknown := set(content.get("modalities", ())) - {"CT", "MR"}:
+        raise Damaged(f"it learned from {some_of(sorted(map(str, unknown)))}, not CT and MR")
     return Model(network.to(device(), memory_format=torch.channels_last).eval(), content["axis"], content["grid_mm"],
                  content["input_px"], tuple(content.get("modalities", ())))

@@ -28,6 +28,8 @@ def read_torch(path: Path) -> object:
 
     torch does not look at the checksums in its files; here they are checked.
     """
+    if not path.stat().st_size:
+        raise Damaged("it is empty")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as whole:
             if any(part.compress_type != zipfile.ZIP_STORED for part in whole.infolist()):

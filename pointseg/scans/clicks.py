@@ -11,7 +11,6 @@ vertebrae by name or VerSe's number are background, as in masks.
 """
 
 import csv
-import io
 import itertools
 import json
 import math
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pointseg.scans.files import delimiter_in, first_line, whole_file, write_json
+from pointseg.scans.files import first_line, rows_of, whole_file, write_json
 from pointseg.volume import BACKGROUND, CLASSES, Clicks, Geometry, ScanError
 
 COLUMNS = ("level", "x_mm", "y_mm", "z_mm", "slice", "seconds", "stands_for_mm3")
@@ -78,7 +77,7 @@ def read_clicks(path: str | Path, geometry: Geometry) -> tuple[Clicks, list[str]
 def has_places(path: Path) -> bool:
     """Whether a file of clicks tells classes of places that chance has chosen.   `read_clicks` names what is wrong."""
     try:
-        (_, names), *rows = _rows(path, path.read_text(encoding="utf-8-sig"))
+        (_, names), *rows = rows_of(path, path.read_text(encoding="utf-8-sig"))
         at = [name.casefold() for name in names].index(COLUMNS[-1])
     except (OSError, ValueError):  # no text, no table, no such column
         return False
@@ -193,18 +192,8 @@ def _number(path: Path, row: str, text: object) -> float:
     return number
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_in(text.partition("\n")[0]), strict=True)
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield f"line {reader.line_num}", [cell.strip() for cell in cells]
-    except csv.Error as error:
-        raise ScanError(f"{path}, line {reader.line_num}: found {error}, expected commas between values") from None
-
-
 def _from_csv(path: Path, text: str) -> tuple[list[_Point], bool]:
-    rows = list(_rows(path, text))
+    rows = [(f"line {number}", cells) for number, cells in rows_of(path, text)]
     header = [name.casefold() for name in rows[0][1]] if rows else []
     ours = set(COLUMNS[:4]) <= set(header)
     level = next((name for name in ("level", "label") if name in header), None)
@@ -232,7 +221,8 @@ def _from_fcsv(path: Path, text: str) -> list[_Point]:
     if missing := {"x", "y", "z", "label"} - set(columns):
         raise ScanError(f"{path}: found columns {', '.join(columns)}, expected {', '.join(sorted(missing))} among them")
     points = []
-    for row, cells in _rows(path, text):
+    for number, cells in rows_of(path, text):
+        row = f"line {number}"
         if cells[0].startswith("#"):
             continue
         if len(cells) < max(columns.index(name) for name in ("x", "y", "z", "label")) + 1:

@@ -30,9 +30,13 @@ COSINE_TOLERANCE = 1e-3
 LOCALISER_WORDS = ("LOCALIZER", "LOCALISER", "SCOUT", "SURVEY", "TOPOGRAM")
 TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "PatientID",
         "PatientName", "PatientBirthDate", "Modality", "ImageType", "PhotometricInterpretation", "SamplesPerPixel",
-        "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelSpacing",
+        "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+        "PixelSpacing",
         "SpacingBetweenSlices", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+
+
+WHOLE = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit")
 
 
 class NoPlace(ScanError):
@@ -56,7 +60,7 @@ class Header:
 
     @property
     def frames(self) -> int:
-        return int(self.tags.get("NumberOfFrames") or 1)
+        return max(1, _whole(self.tags, "NumberOfFrames"))
 
     @property
     def series(self) -> str:
@@ -86,9 +90,13 @@ class Header:
         By its SOP class; one that the standard does not know is a manufacturer's, and may be a scan.
         """
         uid = UID(str(self.tags.get("SOPClassUID") or self.tags.file_meta.get("MediaStorageSOPClassUID") or ""))
+        if self.tags.get("Modality") == "SEG":  # of which there are classes that pydicom does not know yet
+            return "Segmentation"
         if uid.name != str(uid) and not any(kind in uid.name for kind in SCAN_KINDS):
             return uid.name.removesuffix(" Storage")
-        return "colour image" if int(self.tags.get("SamplesPerPixel") or 1) > 1 else ""
+        colour = _whole(self.tags, "SamplesPerPixel") > 1 or (
+            self.tags.get("PhotometricInterpretation") == "PALETTE COLOR")
+        return "colour image" if colour else ""
 
 
 @contextlib.contextmanager
@@ -102,8 +110,17 @@ def _quiet() -> Iterator[None]:
 @_quiet()
 def frames_in(folder: Path) -> dict[Path, int]:
     """The DICOM files that lie in this folder, and of how many slices each is; 0 for one that is no image of a scan."""
-    headers = (_read_header(path) for path in _files(folder))
-    return {h.path: h.frames * (h.has_pixels and not h.other_kind) for h in headers if h}
+    headers = {path: _read_header(path) for path in _files(folder)}
+    return {path: h.frames * (h.has_pixels and not h.other_kind) if h else 1  # one that is damaged, to be named
+            for path, h in headers.items() if h or _says_dicom(path)}
+
+
+@_quiet()
+def series_in(folder: Path) -> tuple[str, ...]:
+    """Series and patient of the first image of a scan in this folder; nothing where none says its series."""
+    headers = filter(None, map(_read_header, _files(folder)))
+    found = next((h for h in headers if h.has_pixels and not h.other_kind), None)
+    return (found.series, *found.patient) if found and found.series else ()
 
 
 @_quiet()
@@ -115,7 +132,7 @@ def read_series(folder: Path, series: str = "") -> Stored:
     """
     headers = {path: _read_header(path) for path in _files(folder)}
     every, strangers = [h for h in headers.values() if h], [path for path, h in headers.items() if not h]
-    if damaged := [path for path in strangers if is_dicom(path)]:
+    if damaged := [path for path in strangers if _says_dicom(path)]:
         raise ScanError(f"{damaged[0]}: cannot be read, expected a complete DICOM file; copy or export it again")
     if not every:
         raise ScanError(f"{folder}: found no DICOM file in this folder, expected the slices of one scan; "
@@ -176,9 +193,16 @@ def _images(source: Path, headers: Sequence[Header]) -> list[Header]:
         if not header.has_pixels:
             raise ScanError(f"{header.path}: cannot be read (no Rows and Columns), expected a complete DICOM image; "
                             "copy or export it again")
-        if min(header.tags.Rows, header.tags.Columns) < 2:
-            raise ScanError(f"{header.path}: found slices of {header.tags.Columns} x {header.tags.Rows} pixels, "
+        rows, columns, *_, allocated, stored, high = numbers = [_whole(header.tags, tag) for tag in WHOLE]
+        if min(numbers) < 0:
+            raise ScanError(f"{header.path}: found a {WHOLE[numbers.index(min(numbers))]} that is no number from 0 on, "
+                            "expected one; copy or export it again")
+        if min(rows, columns) < 2:
+            raise ScanError(f"{header.path}: found slices of {columns} x {rows} pixels, "
                             "expected at least 2 x 2; look for the images of the scan")
+        if allocated not in (0, 8, 16, 32) or (stored and high and high != stored - 1):
+            raise ScanError(f"{header.path}: found pixels of {allocated} bits, {stored} of them in use up to number "
+                            f"{high}, expected 8, 16 or 32 and the lowest of them; export it again")
     return images
 
 
@@ -202,8 +226,12 @@ def _same_pixels(a: Header, b: Header) -> bool:
 @_quiet()
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM, be it without the preamble that says so."""
+    return _says_dicom(path) or _read_header(path) is not None
+
+
+def _says_dicom(path: Path) -> bool:
     with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM" or _read_header(path) is not None
+        return file.read(132)[128:] == b"DICM"
 
 
 @_quiet()
@@ -332,9 +360,12 @@ def _stack(source: Path, places: Places, keep_order: bool) -> tuple[np.ndarray, 
     step_mm, start_mm = np.polyfit(numbers, along_mm[order], 1)  # the best line, since positions may be rounded
     off_mm = np.abs(along_mm[order] - start_mm - step_mm * numbers).max()
     if not off_mm <= max(UNEVEN_MAX * step_mm, min(ROUNDED_MM, 0.25 * step_mm)) or steps_mm.min() < 1e-3:
-        repeated = "; some positions occur twice, as in several echoes or time points" if steps_mm.min() < 1e-3 else ""
+        repeated, hint = "", "look for missing, repeated or damaged files"
+        if steps_mm.min() < 1e-3:
+            repeated = "; some positions occur twice, as in several echoes or time points"
+            hint = "give those of one echo or time point a folder or file of their own"
         raise ScanError(f"{source}: found {len(order)} slices {steps_mm.min():.3g} to {steps_mm.max():.3g} mm apart"
-                        f"{repeated}, expected even steps; look for missing, repeated or damaged files")
+                        f"{repeated}, expected even steps; {hint}")
     moved = places.positions[order] - places.positions[order[0]]
     sideways_mm = np.linalg.norm(moved - np.outer(moved @ normal, normal), axis=1).max()
     if sideways_mm > min(places.spacing):
@@ -365,13 +396,15 @@ def read_segmentation(path: Path) -> Stored:
     at = at.round().astype(int)
     frames = whole.pixel_array.reshape(header.frames, whole.Rows, whole.Columns)
     if kind == "FRACTIONAL":
-        frames = 2 * frames.astype(int) > whole.get("MaximumFractionalValue", 255)
+        frames = 2 * frames.astype(int) > (whole.get("MaximumFractionalValue") or 255)
     out = np.zeros((at.max() + 1, whole.Rows, whole.Columns), np.uint16)
     for frame, k, groups in zip(frames, at, whole.PerFrameFunctionalGroupsSequence, strict=True):
         value = frame
         if kind != "LABELMAP":
             named = _first(groups, "SegmentIdentificationSequence") or _first(shared, "SegmentIdentificationSequence")
-            value = frame.astype(bool) * np.uint16(named.ReferencedSegmentNumber)
+            if (number := _whole(named, "ReferencedSegmentNumber")) < 1:
+                raise Damaged("a frame does not say of which segment it is")
+            value = frame.astype(bool) * np.uint16(number)
         if ((out[k] != 0) & (value != 0)).any():
             raise ScanError(f"{path}: found voxels of two segments, expected one each; convert the segments one by one")
         out[k] += value.astype(np.uint16)
@@ -379,8 +412,9 @@ def read_segmentation(path: Path) -> Stored:
     image.SetSpacing((places.spacing[1], places.spacing[0], step_mm))
     image.SetOrigin(places.positions[along_mm.argmin()].tolist())
     image.SetDirection(np.stack([across, down, normal], axis=1).ravel().tolist())
-    names = [f"{s.SegmentNumber} {s.get('SegmentLabel', '')}".strip() for s in whole.get("SegmentSequence", ())]
-    return Stored(image, "", (f"its segments are {some_of(names, most=12)}",))
+    names = [f"{segment.get('SegmentNumber', '')} {segment.get('SegmentLabel', '')}".strip()
+             for segment in whole.get("SegmentSequence", ())]
+    return Stored(image, "", (f"its segments are {some_of(names, most=12)}",) if any(names) else ())
 
 
 @_quiet()
@@ -394,7 +428,7 @@ def read_pixels(path: Path) -> sitk.Image:
 
 def _pixels(source: Path, headers: Sequence[Header]) -> sitk.Image:
     for header in headers:
-        if int(header.tags.get("SamplesPerPixel") or 1) != 1:
+        if _whole(header.tags, "SamplesPerPixel") > 1:
             raise ScanError(f"{header.path}: found colour, expected one grey value a pixel; convert the scan to grey "
                             "values")
         _check_length(header)
@@ -407,13 +441,23 @@ def _pixels(source: Path, headers: Sequence[Header]) -> sitk.Image:
     if len(headers) > 1:  # which of them?
         for header in headers:
             _pixels(header.path, [header])
-    raise ScanError(f"{source}: cannot be read ({why}), expected complete DICOM files; copy or export them again")
+    syntax = UID(str(headers[0].tags.file_meta.get("TransferSyntaxUID", "")))
+    raise ScanError(f"{source}: cannot be read ({why}; its pixels are packed as {syntax.name or 'it does not say'}), "
+                    "expected complete DICOM files; copy or export them again")
 
 
 def _check_length(header: Header) -> None:
     """The decoder fills up with black what is missing at the end of uncompressed pixels."""
     try:
         whole = pydicom.dcmread(header.path, force=True)
+        syntax = UID(whole.file_meta.get("TransferSyntaxUID", ""))
+        if "PixelData" not in whole:
+            raise Damaged("it holds no PixelData")
+        if syntax and not syntax.is_transfer_syntax:
+            raise Damaged(f"its transfer syntax {syntax} is not one of the standard")
+        implicit = getattr(whole.get_item("PixelData"), "is_implicit_VR", syntax.is_implicit_VR)
+        if syntax and implicit != syntax.is_implicit_VR:  # over which GDCM takes minutes
+            raise Damaged("its elements are not written as its transfer syntax says")
         found = len(whole.PixelData)
         with open(header.path, "rb") as file:
             before = file.read(whole["PixelData"].file_tell or 0)
@@ -424,7 +468,7 @@ def _check_length(header: Header) -> None:
     except Exception as error:  # whatever a damaged file makes of the reader
         raise ScanError(f"{header.path}: cannot be read ({first_line(error)}), expected a complete DICOM file; "
                         "copy or export it again") from None
-    if not getattr(whole.file_meta, "TransferSyntaxUID", None) or whole.file_meta.TransferSyntaxUID.is_compressed:
+    if not syntax or syntax.is_compressed:
         return
     expected = header.frames * int(whole.Rows) * int(whole.Columns) * int(whole.BitsAllocated) // 8
     if found < expected:
@@ -459,6 +503,14 @@ def _first(tags: Dataset, sequence: str) -> Dataset:
     return items[0] if items else Dataset()
 
 
+def _whole(tags: Dataset, tag: str) -> int:
+    """A whole number; 0 where a header says none, and -1 where what it says is none."""
+    try:
+        return int(tags.get(tag) or 0)
+    except (TypeError, ValueError):
+        return -1
+
+
 def _values(tags: Dataset, tag: str) -> list:
     value = tags.get(tag)
     if value is None:
@@ -471,7 +523,7 @@ def _numbers(path: Path, tags: Dataset, tag: str, size: int) -> list[float]:
         values = [float(v) for v in _values(tags, tag)]
     except (TypeError, ValueError):
         values = []
-    good = len(values) == size and np.isfinite(values).all() and (tag != "PixelSpacing" or min(values) > 0) and (
+    good = len(values) == size and np.isfinite(values).all() and ("Spacing" not in tag or min(values) > 0) and (
         tag != "RescaleSlope" or values != [0])
     if not good:
         found = "\\".join(map(str, _values(tags, tag)))[:80]
@@ -483,7 +535,8 @@ def _numbers(path: Path, tags: Dataset, tag: str, size: int) -> list[float]:
 def _names(found: dict[str, list[Header]]) -> str:
     def name(uid: str, headers: list[Header]) -> str:
         description = str(headers[0].tags.get("SeriesDescription") or "")
-        return uid + (f" ({description})" if description else "") + f" of {len(headers)} files"
+        of = f" ({description})" if description else ""
+        return f"{uid or 'no SeriesInstanceUID'}{of} of {len(headers)} files"
     return some_of([name(uid, headers) for uid, headers in sorted(found.items())], "; ")
 
 

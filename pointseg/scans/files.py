@@ -1,9 +1,12 @@
 """What all that reads and writes files shares: errors of one line, and outputs that appear whole or not at all."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -97,10 +100,23 @@ def found_at(path: str | Path, wanted: str = "folder") -> str:
     return "found a folder" if Path(path).is_dir() else "found a file" if Path(path).exists() else f"no such {wanted}"
 
 
-def delimiter_in(line: str) -> str:
-    """What stands between the values of a table, told by its first line: spreadsheets write what a country is used to.
+def rows_of(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table that are not blank, each with the number of its line; values without spaces around them.
+
+    What stands between values is told by the first line, since spreadsheets write what a country is used to; Excel may
+    say it there, as in "sep=;".
     """
-    return max(",;\t|", key=line.count)
+    said = re.match(r'"?sep=([,;\t|])', text, re.IGNORECASE)
+    delimiter = said[1] if said else max(",;\t|", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells) and not (said and reader.line_num == 1):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise ScanError(f"{path}, line {reader.line_num}: found {error}, expected commas between values, and quotes in "
+                        "pairs") from None
 
 
 def check_folder(folder: str | Path) -> None:
@@ -132,7 +148,7 @@ def some_of(names: Sequence[str], between: str = ", ", most: int = 5) -> str:
 
 def reason(error: Exception) -> str:
     """The last line of an ITK error says what happened, those above where in its sources."""
-    return str(error).strip().splitlines()[-1].split("ERROR: ")[-1].strip()
+    return re.sub(r"^\w+\(0x\w+\): ", "", str(error).strip().splitlines()[-1].split("ERROR: ")[-1].strip())
 
 
 @contextlib.contextmanager

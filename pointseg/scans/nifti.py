@@ -16,13 +16,15 @@ from nibabel.fileholders import FileHolder
 from pointseg.scans.files import Damaged, Stored, first_line
 from pointseg.volume import ScanError
 
-KINDS = {348: nibabel.Nifti1Pair, 540: nibabel.Nifti2Pair}  # by the header's length
+KINDS = {348: (nibabel.Nifti1Image, nibabel.Nifti1Pair),  # by the header's length: of one file, or a pair
+         540: (nibabel.Nifti2Image, nibabel.Nifti2Pair)}
 PAIR = {".hdr": ".img", ".img": ".hdr"}
 SPACING_TOLERANCE = 0.02  # share by which a matrix's steps may differ from the spacing
 BENT_MAX = 0.02  # cosine between two axes, of 1.1 degrees: what rounding and careless resampling leave
 CODE_MAX = 5  # of the spaces that NIfTI knows
-OTHER_UNITS = {1: "metres", 3: "microns"}  # than mm; a spacing that is meant so is refused as not plausible
+IN_MM = (0, 2)  # codes of the unit of length: not said, and mm
 DEFLATE_MAX = 1032  # bytes that a packed one can hold
+QUATERNION_TOLERANCE = 3e-7  # which nibabel allows for rounding
 STRAIGHT = 1e-5  # what SimpleITK takes for a right angle
 TO_LPS = np.diag([-1.0, -1.0, 1.0])  # NIfTI's patient space is RAS
 
@@ -80,27 +82,38 @@ def _check(path: Path, header_path: Path, data_path: Path) -> type[nibabel.Nifti
     with _opened(header_path) as file:
         if not (length := _length(file.read(4))):
             raise Damaged("its header, a .hdr file of the same name, is not beside it")
-        kind = KINDS[length]
+        kind = KINDS[length][header_path != data_path]
         file.seek(0)
-        header = kind.header_class.from_fileobj(file, check=False)
+        header = kind.header_class(file.read(length), check=False)
     dtype, sizes, spacing = header.get_data_dtype(), header["dim"][1 : header["dim"][0] + 1], header["pixdim"][1:4]
     if (magic := header["magic"].item()[:2]) not in (b"n+", b"ni"):
         raise Damaged("its header is not that of NIfTI; that of Analyze 7.5 does not tell left from right")
     if magic == b"ni" and header_path == data_path:
         raise Damaged("its voxels, an .img file of the same name, are not beside it")
+    if header_path == data_path and not header["vox_offset"] >= length + 4:
+        raise Damaged(f"its voxels begin at byte {header['vox_offset']:g}, within its header")
     if dtype.kind not in "iuf" or header["dim"][0] == 5 and header["dim"][5] > 1:
-        kind_of_voxels = f"vector of {header['dim'][5]}" if dtype.kind in "iuf" else str(dtype)
+        kind_of_voxels = header.get_value_label("datatype")
+        kind_of_voxels = f"vector of {header['dim'][5]}" if dtype.kind in "iuf" else kind_of_voxels
         raise ScanError(f"{path}: found {kind_of_voxels} voxels, expected one real number each; convert it to a "
                         "greyscale scan")
     if not 1 <= header["dim"][0] <= 7 or min(sizes) < 1:
         raise Damaged(f"sizes {', '.join(map(str, header['dim']))}")
-    kept = sizes[:-1] if len(sizes) == 4 and sizes[3] == 1 else sizes
+    if header["bitpix"] not in (0, 8 * dtype.itemsize):
+        raise Damaged(f"{header['bitpix']} bits a voxel, but voxels of type {dtype}")
+    if (unit := int(header["xyzt_units"]) & 7) not in IN_MM:
+        raise Damaged(f"lengths in {nibabel.nifti1.unit_codes.label.get(unit, f'unit {unit}')}, not mm")
+    kept = list(sizes)
+    while len(kept) > 3 and kept[-1] == 1:
+        kept.pop()
     if len(kept) != 3 or min(kept) < 2:
         raise ScanError(f"{path}: found an image of {' x '.join(map(str, sizes))} voxels, expected three axes of at "
                         "least 2 voxels each; hand in one 3-D scan" + ", one of its frames" * (len(kept) > 3))
     codes = [int(header[name]) for name in ("qform_code", "sform_code")]
     if min(codes) < 0 or max(codes) > CODE_MAX:  # which nibabel would take for none
         raise Damaged(f"orientation codes (qform, sform) {codes[0]} and {codes[1]}, not 0..{CODE_MAX}")
+    if codes[0] and not sum(float(header[f"quatern_{c}"]) ** 2 for c in "bcd") <= 1 + QUATERNION_TOLERANCE:
+        raise Damaged("its quaternion (qform) is no rotation")
     if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise ScanError(f"{path}: found voxel spacing {_shown(spacing)} mm, expected positive numbers; export it again "
                         "with its spacing")
@@ -121,8 +134,8 @@ def _stored(path: Path, image: nibabel.Nifti1Pair, no_orientation: str) -> Store
         axes = left @ right
         notes.append("its axes were not quite at right angles and are straightened")
     voxels = _voxels(image.dataobj)
-    if voxels.ndim == 4:
-        voxels = voxels[..., 0]
+    if voxels.ndim > 3:
+        voxels = voxels.reshape(voxels.shape[:3], order="F")
         notes.append("dropped a fourth axis of one frame")
     out = sitk.GetImageFromArray(voxels.T)
     out.SetSpacing(steps.tolist())
@@ -142,9 +155,7 @@ def _voxels(data: nibabel.arrayproxy.ArrayProxy) -> np.ndarray:
 
 
 def _notes(image: nibabel.Nifti1Pair, spacing: np.ndarray, no_orientation: str) -> Iterator[str]:
-    """Whether a header tells the orientation, and the same by both of its ways; and lengths that cannot be right."""
-    if unit := OTHER_UNITS.get(image.header["xyzt_units"] % 8):
-        yield f"its header says lengths are in {unit}, where no scan's spacing is {_shown(spacing)}: taken for mm"
+    """Whether a header tells the orientation, and the same by both of its ways."""
     (qform, qcode), (sform, scode) = image.get_qform(coded=True), image.get_sform(coded=True)
     if not qcode and not scode:
         yield no_orientation

@@ -20,6 +20,7 @@ from pointseg.scans.files import Damaged, Stored, first_line, quiet, reason
 from pointseg.volume import ScanError
 
 READERS = {"MHA": "MetaImageIO", "NRRD": "NrrdImageIO"}  # SimpleITK's
+PACKED = (b"PK", b"7z", b"Rar!", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # zip .. gzip, bzip2, xz, zstd
 SCAN_ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".dcm")
 WHOLE_TOLERANCE = 1e-3  # what scaling leaves of whole numbers
 SPACING_MM = (0.02, 50.0)  # outside, a header most likely holds metres, micrometres or nonsense
@@ -108,9 +109,9 @@ def _read_file(path: Path) -> Stored:
         raise ScanError(f"{ascii(str(path))[1:-1]}: cannot be read (its name is not UTF-8), expected a plain name; "
                         "rename it") from None
     kind = _format_of(path)
-    if kind == "NIfTI":
-        return nifti.read_nifti(path, NO_ORIENTATION)
     with quiet():
+        if kind == "NIfTI":
+            return nifti.read_nifti(path, NO_ORIENTATION)
         if kind == "DICOM":
             return read_frames(path)
         header = textheaders.read_header(path, kind)
@@ -144,8 +145,8 @@ def _format_of(path: Path) -> str:
         return "MHA"
     if is_dicom(path):
         return "DICOM"
-    if start.startswith((b"PK", b"7z", b"Rar!")):
-        raise Damaged("it is an archive, to be unpacked first")
+    if start.startswith(PACKED) or start[257:262] == b"ustar":
+        raise Damaged("it is packed or an archive, to be unpacked first")
     raise Damaged("its content is none of these formats" if start else "it is empty")
 
 

@@ -24,6 +24,8 @@ TO_LPS = {"left-posterior-superior": (1, 1, 1), "right-anterior-superior": (-1, 
           "left-anterior-superior": (1, -1, 1), "lps": (1, 1, 1), "ras": (-1, -1, 1), "las": (1, -1, 1)}
 MHA_END = re.compile(rb"^ElementDataFile\s*=.*(\r?\n|\Z)", re.MULTILINE)
 NRRD_END = re.compile(rb"^\r?\n", re.MULTILINE)
+MM = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "")
+LAST = -1
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class TextHeader:
     origin: list[float]  # in patient space (LPS); [] where the file does not say
     axes: list[list[float]]  # the direction of each, as the origin
     data: Path  # the file of the voxels
-    start: int  # where in it they begin
+    start: int  # where in it they begin; LAST: they are its last bytes
     unpacked: Callable[[BinaryIO], Iterator[bytes]] | None
 
 
@@ -59,14 +61,16 @@ def check_data(header: TextHeader, reader: sitk.ImageFileReader) -> None:
     """Refuse (Damaged) data that are not whole, or not what was packed."""
     bits = re.search(r"\d+", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
     needed = math.prod(map(int, header.size)) * int(bits[0]) // 8 * reader.GetNumberOfComponents()
+    size = header.data.stat().st_size
+    start = max(0, size - needed) if header.start == LAST else header.start
     with open(header.data, "rb") as file:
-        file.seek(header.start)
+        file.seek(start)
         found = 0
-        for part in header.unpacked(file) if header.unpacked else [range(header.data.stat().st_size - header.start)]:
+        for part in header.unpacked(file) if header.unpacked else [range(size - start)]:
             found += len(part)
             if found > needed:
                 break
-    if found < needed or (header.unpacked and found > needed):
+    if found != needed:
         raise Damaged(f"{found} of {needed} bytes of voxels")
 
 
@@ -89,14 +93,19 @@ def _mha(path: Path) -> TextHeader:
     spacing = _first(fields, ("ElementSpacing", "ElementSize"), len(size))
     if not spacing:
         raise Damaged("no ElementSpacing in its header")
-    if (unit := fields.get("DistanceUnits", "mm")) not in ("mm", "?"):
+    if (unit := fields.get("DistanceUnits", "mm").lower()) not in (*MM, "?"):
         raise Damaged(f"lengths in {unit}, not mm")
+    if fields.get("BinaryData", "True").lower() != "true":
+        raise Damaged("its voxels are numbers as text")
     data = _data_file(path, fields["ElementDataFile"], "LOCAL")
     origin = _first(fields, ("Offset", "Position", "Origin"), len(size))
     matrix = _first(fields, ("TransformMatrix", "Rotation", "Orientation"), len(size) ** 2)
     packed = fields.get("CompressedData", "False").lower() == "true"
     axes = [matrix[i:i + len(size)] for i in range(0, len(matrix), len(size))]
-    return TextHeader(size, spacing, origin[:3], axes, data, start if data == path else 0,
+    (skipped,) = _first(fields, ("HeaderSize",), 1) or [0]
+    if skipped or data != path:
+        start = LAST if skipped < 0 else int(skipped)
+    return TextHeader(size, spacing, origin[:3], axes, data, start,
                       partial(_inflated, said=fields.get("CompressedDataSize", "missing")) if packed else None)
 
 
@@ -106,8 +115,8 @@ def _nrrd(path: Path) -> TextHeader:
     if fields.get("dimension") != str(len(size)):
         raise Damaged(f"dimension {fields.get('dimension', 'missing')} and sizes {fields.get('sizes', 'missing')}")
     for key in ("space units", "units"):
-        units = re.findall(r'"([^"]*)"', fields.get(key, ""))[:3]
-        if any(u not in ("mm", "") for u in units):
+        units = [u.strip() for u in re.split(r'["\s]\s*', fields.get(key, "")) if u][:3]
+        if any(u.lower() not in MM for u in units):
             raise Damaged(f"lengths in {' '.join(units)}, not mm")
     vectors = re.findall(r"\(([^)]*)\)", fields.get("space directions", ""))
     vectors = [_split(v, "space directions", ",") for v in vectors]
@@ -120,12 +129,16 @@ def _nrrd(path: Path) -> TextHeader:
         raise Damaged(f"space {space}, whose axes are not those of one scan")
     if encoding not in ("raw", "gz", "gzip"):  # numbers as text can crash the library
         raise Damaged(f"encoding {encoding or 'missing'}, neither raw nor gzip")
+    if fields.get("line skip", fields.get("lineskip", "0")) != "0":
+        raise Damaged("lines of its data are to be skipped")
+    (skipped,) = _first(fields, ("byte skip", "byteskip"), 1) or [0]
     data = _data_file(path, fields.get("data file", fields.get("datafile", "")), "")
     if not (to_lps := TO_LPS.get(space)) or any(len(v) != 3 for v in (*vectors, origin or to_lps)):
         origin, vectors = [], []  # of another space, or none
     axes = [[x * sign / math.hypot(*v) for x, sign in zip(v, to_lps)] for v in vectors if any(v)]
     return TextHeader(size, spacing, [x * sign for x, sign in zip(origin, to_lps or ())], axes, data,
-                      start if data == path else 0, None if encoding == "raw" else _unzipped)
+                      LAST if skipped < 0 else int(skipped) + (start if data == path else 0),
+                      None if encoding == "raw" else _unzipped)
 
 
 def _fields(path: Path, end: re.Pattern[bytes], separator: str) -> tuple[dict[str, str], int]:
@@ -137,10 +150,12 @@ def _fields(path: Path, end: re.Pattern[bytes], separator: str) -> tuple[dict[st
     fields = {}
     for line in start[:stop].decode(errors="replace").splitlines():
         name, found_separator, value = line.partition(separator)
-        if found_separator and not line.startswith("#"):
+        if separator == ":" and (line.startswith("#") or value.startswith("=")):  # a comment, or key:=value: no field
+            continue
+        if found_separator:
             if name.strip() in fields:  # which of them SimpleITK takes differs
                 raise Damaged(f"{name.strip()[:80]} twice in its header")
-            fields[name.strip()] = value.removeprefix("=").strip()
+            fields[name.strip()] = value.strip()
         elif separator == "=" and line.strip():  # SimpleITK would take the next line for its value
             raise Damaged(f"a line without = in its header: {line[:80]!r}")
     return fields, stop

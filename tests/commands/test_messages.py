@@ -41,6 +41,15 @@ def test_a_message_has_a_line_of_its_own(error, folder, model, capsys, monkeypat
     assert capsys.readouterr().err.split("\n")[-2].startswith("pointseg evaluate: ")
 
 
+def test_no_memory_is_a_line(folder, model, capsys, monkeypatch):
+    def fail(case):
+        raise MemoryError("Unable to allocate 107. GiB")
+    monkeypatch.setattr(Case, "read", fail)
+    assert cli.main(["evaluate", str(model), "--data", str(folder)]) == 1
+    assert capsys.readouterr().err.endswith("pointseg evaluate: the memory is full, expected room for the work; crop "
+                                            "the scans, or use a larger machine\n")
+
+
 def test_no_message_is_too_long_to_read():
     text = f"{'/long' * 900}/scan.nii: found {', '.join(map(str, range(9999)))}, expected one; look for the others"
     said = str(ScanError(text))

@@ -1,11 +1,13 @@
 """Scans and files of clicks -> a dataset folder, by the command line."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from pointseg.commands import main as cli
 from pointseg.datasets.clicked import files_by_scan
-from pointseg.datasets.manifest import read_manifest
+from pointseg.datasets.manifest import Case, read_manifest, write_manifest
 from pointseg.datasets.phantom import write_phantoms
 from pointseg.volume import ScanError
 
@@ -43,6 +45,27 @@ def test_careless_export(scans, tmp_path):
     assert a != b
 
 
+@pytest.mark.parametrize(("option", "value"), [
+    ("--jitter-mm", "-1"), ("--jitter-mm", "nan"), ("--jitter-mm", "inf"), ("--wrong-levels", "1.5"),
+    ("--wrong-levels", "-0.1"), ("--towards-middle", "nan"), ("--towards-middle", "1e9")])
+def test_care_that_is_none_is_bad_usage(option, value, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", "--data", "x", "-o", "y", option, value])
+    assert f"argument {option}: {float(value)} is not 0 to " in capsys.readouterr().err
+
+
+def test_clicks_of_two_scans_of_one_name_do_not_replace_each_other(scans, tmp_path, capsys):
+    case = read_manifest(scans)[0]
+    for name in "ab":
+        (tmp_path / "d" / name).mkdir(parents=True)
+        shutil.copy(case.image, tmp_path / "d" / name / "scan.nii.gz")
+        shutil.copy(case.mask, tmp_path / "d" / name / "mask.nii.gz")
+    write_manifest(tmp_path / "d", [Case("s", name, name, "CT", *(tmp_path / "d" / name / f"{kind}.nii.gz"
+                                                                 for kind in ("scan", "mask"))) for name in "ab"])
+    said = error_of(["export", "--data", tmp_path / "d", "-o", tmp_path / "out"], capsys)
+    assert "found several scans named scan, expected a name each" in said and not (tmp_path / "out").exists()
+
+
 def test_files_find_their_scan_by_the_longest_name(tmp_path):
     scans = [tmp_path / name for name in ("a.nii.gz", "a_2.nii.gz", "b.nii.gz")]
     for scan in scans:
@@ -68,6 +91,10 @@ def test_wrong_arguments_and_contradicting_files_get_a_line(scans, tmp_path, cap
     assert "found L2 on a voxel that" in error_of(["import", "points", *files, *more], capsys)
     assert not (tmp_path / "out" / "manifest.csv").exists()
     assert cli.main([str(a) for a in ["import", "points", files[0], *more]]) == 0
+    assert "gone: no such folder, expected that of the scans" in error_of(
+        ["import", "points", files[0], "--scans", tmp_path / "gone", "-o", tmp_path / "out"], capsys)
+    for path, said in ((tmp_path / "gone.csv", "no such file"), (tmp_path / "a", "found a folder")):
+        assert f"{path}: {said}, expected a file of clicks" in error_of(["import", "points", path, *more], capsys)
     assert "expected RAW_DIR and OUT_DIR" in error_of(["import", "plos", tmp_path], capsys)
     assert "a format that is not written" in error_of(["export", "--data", scans, "-o", tmp_path, "--format", ".txt"],
                                                       capsys)

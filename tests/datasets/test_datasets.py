@@ -235,17 +235,37 @@ def test_spreadsheet_export(folder):
     assert read_manifest(folder) == expected
 
 
+@pytest.mark.parametrize("first", ["", "sep={}\r\n", '"sep={}"\r\n'])
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_what_stands_between_values(folder, delimiter):
+def test_what_stands_between_values(folder, delimiter, first):
     """Spreadsheets write what a country is used to; what is added later stands between commas."""
     expected, path = read_manifest(folder), folder / "manifest.csv"
     with open(path, newline="") as file:
         rows = list(csv.reader(file))
     with open(path, "w", newline="", encoding="utf-8-sig") as file:
+        file.write(first.format(delimiter))
         csv.writer(file, delimiter=delimiter).writerows([[f" {name} " for name in rows[0]], *rows[1:]])
     assert read_manifest(folder) == expected
     add_to_manifest(folder, expected[:1])
     assert read_manifest(folder) == expected and path.read_text().startswith("source,case,")
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("source,case,patient,modality,image", "Source,CASE,Patient,Modality,Image"), ("a/1_img", "a\\1_img"),
+    ("a,2,", ",,,,,,,,\na,2,"), ("a,1,patient 1", "a, 1 ,\tpatient 1"), ("a,2,", "  \na,2,")])
+def test_manifests_as_other_hands_write_them(folder, old, new):
+    """Columns in capitals, Windows' paths, rows of nothing but commas, spaces."""
+    expected = read_manifest(folder)
+    edit(folder, old, new)
+    assert read_manifest(folder) == expected
+    add_to_manifest(folder, expected[:1])
+    assert read_manifest(folder) == expected
+
+
+def test_words_with_a_meaning_in_capitals(folder):
+    case = read_manifest(folder)[0]
+    write_manifest(folder, [replace(case, levels=("Vertebra",), mask_extent="Centroids")])
+    assert read_manifest(folder) == [replace(case, levels=("vertebra",), mask_extent="centroids")]
 
 
 def test_masks_as_segment_writes_them(folder):
@@ -283,6 +303,10 @@ def test_missing_folder_and_manifest(tmp_path):
     ("a,2,", "a,1,", "manifest.csv: found a/1 twice"),
     ("a/1_img.nii.gz", "/etc/1_img.nii.gz", "line 2: image is /etc/1_img.nii.gz, expected a path inside"),
     ("a/1_vert.nii.gz", "a/../../1_vert.nii.gz", r"line 2: mask is a/\.\./\.\./1_vert.nii.gz, expected a path inside"),
+    ("a/1_img.nii.gz", r"C:\\data\\1_img.nii.gz", "line 2: image is C:.*, expected a path inside"),
+    ("mask_extent", "mask", "found several columns mask, expected each once"),
+    ("a,2,patient 2", "a,2,patient 2,MR", "line 3: found more values than columns, expected 9"),
+    ("a,2,patient 2", 'a,2,"patient 2', "line 3: found ',' expected after"),  # the rest would be a patient's name
     ("a/2_img.nii.gz", "a/9_img.nii.gz", "9_img.nii.gz: no such file, but manifest.csv names it for a/2"),
     ("b/1_vert.nii.gz", "b/gone.nii.gz", "gone.nii.gz: no such file, but manifest.csv names it for b/1"),
     ("a,2,patient 2,MR", "a,2", "line 3: modality is a/2_vert.nii.gz"),  # two cells lost: the others slip to the left

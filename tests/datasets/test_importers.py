@@ -659,6 +659,7 @@ def test_folder(tmp_path, capsys):
 @pytest.mark.parametrize(("options", "said"), [
     ([], "--labels is missing"), (["--labels", "7"], "found '7', expected VALUE=NAME"),
     (["--labels", "7=L9"], "found '7=L9'"), (["--labels", "x=L1"], "found 'x=L1'"),
+    (["--labels", "1=L1", "01=L2"], "found 01 twice"),
     (["--labels", "1=vertebra", "2=L1"], "one or the other"), ([*LABELS, "--images", "img"], "one * for the case"),
     ([*LABELS, "--masks", "*/*.mha"], "one * for the case"), ([*LABELS, "--masks", "../*.mha"], "inside RAW_DIR"),
     ([*LABELS, "--patient", "("], "--patient"),

@@ -170,6 +170,29 @@ def test_wrong_parameters_of_a_model(tmp_path, kind):
         load_model(tmp_path / "bad.pt")
 
 
+@pytest.mark.parametrize(("change", "said"), [
+    ({"grid_mm": 0}, "its grid_mm is 0, not 0.1 to 20"), ({"grid_mm": -1.0}, "grid_mm is -1"),
+    ({"grid_mm": float("nan")}, "grid_mm is nan"), ({"grid_mm": "2"}, "grid_mm is 2"),
+    ({"grid_mm": 1e-3}, "grid_mm is 0.001"), ({"input_px": 0}, "input_px is 0, not 16 to 4096"),
+    ({"input_px": -32}, "input_px is -32"), ({"input_px": None}, "input_px is None"),
+    ({"modalities": "CT"}, "learned from C, T, not CT and MR"), ({"format": 9}, "found model format 9, expected 1")])
+def test_a_model_of_the_right_parameters_with_nonsense_beside_them(tmp_path, change, said):
+    torch.save(good(tmp_path)[1] | change, tmp_path / "bad.pt")
+    with pytest.raises(ScanError, match=rf"bad\.pt: .*{said}"):
+        load_model(tmp_path / "bad.pt")
+
+
+@pytest.mark.parametrize("content", [{"features.0.weight": torch.zeros(3)}, [1, 2], torch.zeros(3), {"format": 2}])
+def test_what_holds_something_else(tmp_path, content):
+    """A network of another package, our own checkpoint: no KeyError as a reason."""
+    torch.save(content, tmp_path / "bad.pt")
+    with pytest.raises(ScanError, match=r"bad\.pt: is not a model .* or is damaged .it holds something else"):
+        load_model(tmp_path / "bad.pt")
+    (tmp_path / "bad.pt").write_bytes(b"")
+    with pytest.raises(ScanError, match=r"bad\.pt: .*it is empty"):
+        load_model(tmp_path / "bad.pt")
+
+
 # --- ImageNet's weights ---
 
 HARMLESS = {"one missing", "one more", "one value for all"}  # torchvision's file has a layer more, and may lack others

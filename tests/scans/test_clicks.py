@@ -112,9 +112,12 @@ def verse(*entries, direction=("L", "P", "S")):
     return json.dumps([{"direction": list(direction)}, *entries])
 
 
-@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_what_stands_between_values(delimiter, tmp_path):
-    (tmp_path / "a.csv").write_text((HEAD + f"L1,{MM}\n").replace(",", delimiter))
+@pytest.mark.parametrize("first", ["", "sep={}\n", "SEP={}\r\n", '"sep={}"\n'])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_what_stands_between_values(delimiter, first, tmp_path):
+    """Told by the first line: Excel may say it there."""
+    text = first.format(delimiter) + (HEAD + f"L1,{MM}\n").replace(",", delimiter)
+    (tmp_path / "a.csv").write_text(text, newline="")
     (tmp_path / "b.csv").write_text(HEAD + f"L1,{MM}\n")
     other, usual = (read_clicks(tmp_path / name, GEOMETRY)[0] for name in ("a.csv", "b.csv"))
     assert np.array_equal(other.places, usual.places) and other.values.tolist() == [1]
@@ -180,7 +183,8 @@ MALFORMED = [  # name, text, what the message says beside the file
     ("a.mrk.json", "[" * 100_000, "is no whole JSON file"),
     ("a.mrk.json", markups(controlPoints=[POINT | {"position": "110 220 -30"}]), "control point 1: found position 110"),
     ("a.json", verse({"label": 20, "X": 1, "Y": True, "Z": 3}), "centroid 1: found 'True', expected a number"),
-    ("a.csv", "sep=;\n" + HEAD + f"L1,{MM}\n", "line 1: found columns sep="),
+    ("a.csv", "sep=;\n" + HEAD + f"L1,{MM}\n", "line 1: found columns level,x_mm"),
+    ("a.csv", "sep=x\n" + HEAD + f"L1,{MM}\n", "line 1: found columns sep=x"),
     ("a.mrk.json", "{}", "found JSON of another kind (KeyError: 'markups')"),
     ("a.mrk.json", "7", "found JSON of another kind"),
     ("a.mrk.json", "[]", "found JSON of another kind"),

@@ -1,6 +1,7 @@
 """What lies in DICOM folders beside a scan, or in its place, and how scanners and archives write slices."""
 
 import copy
+import time
 
 import numpy as np
 import pydicom
@@ -9,6 +10,7 @@ import SimpleITK as sitk
 from odd_scans import (
     DIRECTION,
     ORIGIN,
+    SECONDS,
     SHAPE,
     SPACING,
     change,
@@ -24,9 +26,10 @@ from odd_scans import (
 )
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
 
 from pointseg.commands import main as cli
+from pointseg.commands.scanlist import find_scans
 from pointseg.datasets.manifest import read_manifest
 from pointseg.scans.reading import read_image, read_mask
 from pointseg.scans.volumes import geometry_of
@@ -102,6 +105,94 @@ def test_folders_of_other_kinds_are_passed_over_in_a_tree(model, good, tmp_path,
     other_kind(tmp_path / "tree" / "RTSTRUCT" / "1.dcm", "RT Structure Set", Rows=None, PixelData=None)
     assert cli.main(["segment", str(tmp_path / "tree"), "--model", str(model), "-o", str(tmp_path / "out")]) == 0
     assert "1 done, 0 already done, 0 failed" in capsys.readouterr().out
+
+
+def test_a_series_in_several_folders_is_not_several_scans(model, tmp_path, capsys):
+    """As discs have it: IM0, IM1."""
+    whole, tree = write_slices(tmp_path / "whole", values()), tmp_path / "tree"
+    for number, path in enumerate(sorted(whole.iterdir())):
+        (tree / f"IM{number // 8}").mkdir(parents=True, exist_ok=True)
+        path.rename(tree / f"IM{number // 8}" / path.name)
+    assert cli.main(["segment", str(tree), "--model", str(model), "-o", str(tmp_path / "out")]) == 1
+    assert "IM1: found slices of a series that " in capsys.readouterr().err and not (tmp_path / "out").exists()
+    for path in (tree / "IM1").iterdir():  # another patient's, whose UIDs some careless program has made the same
+        tags = pydicom.dcmread(path)
+        tags.PatientID = "p2"
+        tags.save_as(path)
+    assert len(find_scans([tree], tmp_path / "out")) == 2
+
+
+def text(tag: str, value: str):
+    """Whatever a tag should hold."""
+    def apply(d, k):
+        d.pop(tag, None)
+        d.add_new(pydicom.datadict.tag_for_keyword(tag), "LO", value)
+    return apply
+
+
+@pytest.mark.parametrize(("alter", "said"), [
+    (text("Rows", "abc"), "dcm: found a Rows that is no number"), (text("Columns", "24\\24"), "a Columns that is no"),
+    (text("NumberOfFrames", "x"), "a NumberOfFrames that is no"), (text("NumberOfFrames", "-3"), "a NumberOfFrames"),
+    (text("SamplesPerPixel", "x"), "a SamplesPerPixel that"), (change(Rows=None), "no Rows and Columns"),
+    (text("Rows", ""), "24 x 0 pixels"), (change(BitsAllocated=64), "found pixels of 64 bits"),
+    (change(BitsStored=12, HighBit=15), "12 of them in use up to number 15"),  # which GDCM would not shift
+    (change(PhotometricInterpretation="PALETTE COLOR"), "found colour image"),
+    (change(PixelData=None, FloatPixelData=bytes(1920), BitsAllocated=32), "dcm: .*it holds no PixelData"),
+    (only(3, SeriesInstanceUID=None), "no SeriesInstanceUID of 1 files"),
+    (lambda d, k: change(ImagePositionPatient=[0, 0, k // 2])(d, k), "give those of one echo or time point")])
+def test_odd_tags_are_named(alter, said, tmp_path):
+    with pytest.raises(ScanError, match=said):
+        read_image(write_slices(tmp_path / "scan", values(), alter))
+
+
+def test_a_damaged_slice_does_not_make_its_folder_a_folder_of_scans(model, tmp_path, capsys):
+    folder = write_slices(tmp_path / "scan", values())
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    is_refused(segment(folder, model, tmp_path, capsys), "84.dcm: cannot be read")
+
+
+@pytest.mark.parametrize(("syntax", "said"), [
+    ("1.2.840.113619.5.2", "transfer syntax 1.2.840.113619.5.2 is not one of the standard"),
+    ("1.2.840.10008.1.2", "not written as its transfer syntax says"),
+    ("1.2.840.10008.1.2.1", "not written as its transfer syntax says"),
+    ("1.2.840.10008.1.2.4.201", "High-Throughput JPEG")])
+def test_transfer_syntaxes_that_are_not_read(syntax, said, tmp_path):
+    """Another than the one in which the files are written takes GDCM seconds for each of them."""
+    folder = write_slices(tmp_path / "scan", values())
+    for path in folder.iterdir():
+        tags = pydicom.dcmread(path)
+        if syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+            parts = {}
+            for uid in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+                tags.file_meta.TransferSyntaxUID = uid
+                tags.save_as(path)
+                parts[uid] = path.read_bytes().partition(b"\x08\0\x08\0")  # the first tag of the data
+            (other,) = parts.keys() - {syntax}
+            path.write_bytes(b"".join((parts[syntax][0], *parts[other][1:])))
+            continue
+        tags.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+        tags.PixelData = pydicom.encaps.encapsulate([tags.PixelData]) if "4.201" in syntax else tags.PixelData
+        tags["PixelData"].is_undefined_length = "4.201" in syntax
+        tags.save_as(path, enforce_file_format=False, implicit_vr=False, little_endian=True)
+    start = time.monotonic()
+    with pytest.raises(ScanError, match=f"dcm: cannot be read.*{said}"):
+        read_image(folder)
+    assert time.monotonic() - start < SECONDS
+
+
+def test_frames_a_step_apart_that_is_none(tmp_path):
+    """In older files, which have the first frame's place and a step."""
+    scan = write_frames(tmp_path / "scan.dcm", values().astype(np.int16))
+    tags = pydicom.dcmread(scan)
+    tags.ImagePositionPatient, tags.PixelSpacing = [0, 0, 0], [1, 1]
+    tags.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    del tags.PerFrameFunctionalGroupsSequence, tags.SharedFunctionalGroupsSequence
+    for step in (0, -2.5):
+        tags.SpacingBetweenSlices = step
+        tags.save_as(scan)
+        with pytest.raises(ScanError, match=f"found {step:g}.* SpacingBetweenSlices, expected 1 number"):
+            read_image(scan)
 
 
 def test_no_sop_class(model, good, tmp_path, capsys):
@@ -312,6 +403,34 @@ def drawn() -> np.ndarray:
     return mask
 
 
+def write_labelmap(path, mask: np.ndarray, bits: int):
+    """A label map segmentation: a frame a slice, whose values are the segments' numbers."""
+    write_segmentation(path, np.ones_like(mask), "FRACTIONAL", {1: "L1", 2: "L2"})
+    d = pydicom.dcmread(path)
+    for groups in d.PerFrameFunctionalGroupsSequence:
+        del groups.SegmentIdentificationSequence
+    d.SOPClassUID = d.file_meta.MediaStorageSOPClassUID = f"{STORAGE}.66.7"
+    d.SegmentationType, d.PhotometricInterpretation = "LABELMAP", "PALETTE COLOR"
+    d.BitsAllocated, d.BitsStored, d.HighBit = bits, bits, bits - 1
+    d.PixelData = mask.astype(f"u{bits // 8}").tobytes()
+    d.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_label_map_is_a_mask(bits, tmp_path):
+    """Of a SOP class that pydicom may not know; beside a scan it is left aside, and in its place refused."""
+    path = write_labelmap(tmp_path / "a.dcm", drawn(), bits)
+    stored = read_mask(path)
+    assert np.array_equal(sitk.GetArrayViewFromImage(stored.image), drawn())
+    np.testing.assert_allclose(geometry_of(stored.image).direction, DIRECTION.ravel(), atol=1e-5)
+    assert stored.notes == ("its segments are 1 L1, 2 L2",)
+    with pytest.raises(ScanError, match="found Segmentation, expected a CT or MR scan"):
+        read_image(path)
+    path.rename(write_slices(tmp_path / "scan", values()) / "a.dcm")
+    assert read_image(tmp_path / "scan").notes == ("left aside 1 files that are no images of a scan (Segmentation)",)
+
+
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL"])
 def test_a_dicom_segmentation_is_a_mask(kind, tmp_path, capsys):
     """Imported beside its DICOM scan; slices 6 and 7 have no frame."""
@@ -338,6 +457,10 @@ def test_segmentations_that_are_no_mask(tmp_path):
         item.PlanePositionSequence = copy.deepcopy(twice.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence)
     twice.save_as(path)
     with pytest.raises(ScanError, match="a.dcm: found voxels of two segments"):
+        read_mask(path)
+    twice.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence = []
+    twice.save_as(path)
+    with pytest.raises(ScanError, match="a.dcm: cannot be read .a frame does not say of which segment it is"):
         read_mask(path)
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ScanError, match="a.dcm: cannot be read"):

@@ -212,8 +212,11 @@ def test_mask_one_slice_larger(tmp_path):
     """As in PLoS 02, 04, 08, 10: the mask has one more voxel along x, empty, from the same origin."""
     image = save(tmp_path / "i.nii", stored_image(ramp(6, 8, 10)))
     mask = save(tmp_path / "m.nii", stored_image(np.pad(blob(), ((0, 0), (0, 0), (0, 1)))))
-    read = read_volume(image, mask).mask
-    assert read.shape == (6, 8, 10) and read.tolist() == np.where(blob() > 0, blob() - 19, 0).tolist()
+    read = read_volume(image, mask)
+    assert read.mask.tolist() == np.where(blob() > 0, blob() - 19, 0).tolist()
+    assert read.notes[-1] == f"{mask}: its grid is not the scan's; nearest labels were taken"
+    same = save(tmp_path / "same.nii", stored_image(blob()))
+    assert "grid" not in "".join(read_volume(image, same).notes)
 
 
 def test_mask_on_permuted_and_finer_grid(tmp_path):
@@ -233,7 +236,22 @@ def test_mask_of_a_shifted_grid_moves(tmp_path):
     """Same size, but two voxels off: taking it as it is would label the wrong voxels."""
     image = save(tmp_path / "i.mha", stored_image(ramp(6, 8, 10), spacing=(1, 1, 1), origin=(0, 0, 0)))
     mask = save(tmp_path / "m.mha", stored_image(blob(), spacing=(1, 1, 1), origin=(2, 0, 0)))
-    assert read_volume(image, mask).mask.tolist() == np.roll(np.where(blob() > 0, blob() - 19, 0), 2, axis=2).tolist()
+    read = read_volume(image, mask)
+    assert read.mask.tolist() == np.roll(np.where(blob() > 0, blob() - 19, 0), 2, axis=2).tolist()
+    assert f"{mask}: its grid is not the scan's, though of the same size: one of the two headers" in read.notes[-1]
+
+
+@pytest.mark.parametrize(("tissue", "air", "told"), [
+    ((924, 1250), 24, True), ((924, 1250), 0, True), ((924, 1250), 1000, True),  # a CT with 1024 added
+    ((-100, 226), -1000, False), ((500, 1900), 20, False), ((0, 400), 0, False)])  # a CT, two kinds of MR
+def test_a_ct_that_would_be_taken_for_mr_is_doubted(tissue, air, told, tmp_path):
+    """Where neither header nor option says what it is."""
+    array = np.random.default_rng(0).integers(*tissue, (12, 14, 16)).astype(np.int16)
+    array[:, :7] = air
+    path = save(tmp_path / "scan.nii", sitk.GetImageFromArray(array))
+    for modality in ("", "CT", "MR"):
+        notes = [note for note in read_volume(path, modality=modality).notes if "as a CT's do with 1024 added" in note]
+        assert len(notes) == (told and not modality)
 
 
 def test_rounded_header_is_the_same_grid(tmp_path):

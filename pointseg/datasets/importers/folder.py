@@ -88,12 +88,15 @@ class Folder:
 
 def meanings(pairs: Sequence[str]) -> dict[int, int]:
     """ "7=L1" -> {7: 20}; 0 is background where it is not given."""
-    values = {0: BACKGROUND}
+    values, given = {0: BACKGROUND}, set()
     for pair in pairs:
         value, _, name = pair.partition("=")
         if not re.fullmatch(r"-?\d+", value) or name not in MEANINGS:
             raise ScanError(f"--labels: found {pair!r}, expected VALUE=NAME with a whole number and one of "
                             f"{', '.join(['background', 'unlabelled', 'vertebra', *LEVELS.values()])}")
+        if int(value) in given:
+            raise ScanError(f"--labels: found {value} twice, expected each value once; remove one")
+        given.add(int(value))
         values[int(value)] = MEANINGS[name]
     if VERTEBRA in values.values() and set(values.values()) & set(LEVELS):
         raise ScanError("--labels: found vertebra beside named levels, expected one or the other")

@@ -4,7 +4,6 @@
 numbers run down the whole spine to L5 = 24.  Which one a mask has is told by which end lies lower.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from pointseg.datasets.importers.base import (
     heights_mm,
     with_image,
 )
-from pointseg.scans.files import delimiter_in
+from pointseg.scans.files import rows_of
 from pointseg.scans.reading import read_mask
 from pointseg.volume import BACKGROUND, UNLABELLED, ScanError
 
@@ -51,11 +50,10 @@ def find(raw: Path) -> Iterator[Found | LeftOut]:
 def _parts(raw: Path) -> dict[str, str]:
     rows = []
     for path in files_below(raw, "overview.csv"):
-        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            delimiter = delimiter_in(file.readline())
-            file.seek(0)
-            rows += csv.DictReader(file, delimiter=delimiter)
-    cells = [[(row.get(column) or "").strip() for column in ("new_file_name", "subset")] for row in rows]
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        names, *found = [cells for _, cells in rows_of(path, text)] or [[]]
+        rows += [dict(zip(names, cells)) for cells in found]
+    cells = [[row.get(column, "") for column in ("new_file_name", "subset")] for row in rows]
     return {name.removesuffix(".mha"): PARTS.get(subset, "") for name, subset in cells}
 
 
