@@ -62,13 +62,17 @@ def export_points(cases: Sequence[Case], out: Path, ending: str, seed: int, care
     if ending not in WRITTEN:
         raise ScanError(f"{ending}: found a format that is not written, expected one of {', '.join(WRITTEN)}")
     check_folder(out)
-    written = []
-    for number, case in enumerate(tqdm(cases, "drawing clicks", unit="scan")):
+    paths = [out / f"{stem(case.image)}{ending}" for case in cases]
+    for case, path in zip(cases, paths, strict=True):
+        if paths.count(path) > 1:
+            raise ScanError(f"{path}: would hold the clicks of several scans, expected a name each; choose a --source "
+                            "at a time, or rename the scans")
+        if case.points and path.resolve() == case.points.resolve():
+            raise ScanError(f"{path}: holds the clicks of {case.name} itself, expected another place; change -o")
+    for number, (case, path) in enumerate(zip(tqdm(cases, "drawing clicks", unit="scan"), paths, strict=True)):
         volume, rng = case.read(), np.random.default_rng((seed, number))
         if volume.mask is None:
             raise ScanError(f"{case.name}: found no mask, expected one to draw clicks from")
         clicks = draw_clicks(volume.mask, rng, care=care, spacing_mm=volume.spacing_mm)
-        path = out / f"{stem(case.image)}{ending}"
         write_clicks(path, clicks, volume.geometry)
-        written.append(path)
-    return written
+    return paths
