@@ -17,6 +17,7 @@ from typing import TypeVar
 import numba
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from pointseg.runs.surroundings import close_bars, steady_streams
 from pointseg.volume import ScanError
@@ -118,6 +119,7 @@ def _begin(places, processes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
     steady_streams()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which would be left there at Ctrl-C
     if torch.cuda.is_available():
         torch.cuda.set_device(places.get() % torch.cuda.device_count())
     take_cores(processes)

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import warnings
@@ -218,6 +219,21 @@ def test_torchruns_variables_in_part(size, said, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", size)
     assert cli.main(["train", "--data", "nowhere", "-o", str(tmp_path / "m.pt")]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({"RANK": "2"}, "RANK=2: is none of WORLD_SIZE=2"), ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_RANK=0: is none of"),
+    ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999: the processes cannot meet there"), ({}, "cannot meet there")])
+def test_torchruns_variables_that_do_not_fit(wrong, said, tmp_path, monkeypatch, capsys):
+    """The last: a port that another program has."""
+    with socket.create_server(("", 0)) as taken:
+        fitting = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "localhost", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in (fitting | wrong).items():
+            monkeypatch.setenv(name, value)
+        assert cli.main(["train", "--data", "nowhere", "-o", str(tmp_path / "m.pt")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("pointseg train: ") and said in error
 
 
 @pytest.mark.parametrize("variable", ["MPLBACKEND=nowhere", "NUMBA_NUM_THREADS=0", "NUMBA_NUM_THREADS=many"])
