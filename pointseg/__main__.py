@@ -8,6 +8,8 @@ import sys
 def main() -> int:
     """Run a command.   -> its exit status"""
     os.environ["MPLBACKEND"] = "agg"  # no command opens a window; one that a notebook has set may not be installed here
+    if not os.environ.get("NUMBA_NUM_THREADS", "").strip().lstrip("0").isdecimal():  # 0 or text: Numba would stop
+        os.environ.pop("NUMBA_NUM_THREADS", None)
     with_all_streams()
     pressed = []
 

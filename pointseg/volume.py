@@ -23,7 +23,12 @@ class ScanError(ValueError):
 
     def __init__(self, message: str):
         """Of one line, not too long: what a file, its name or many files hold may not break it."""
-        super().__init__(shortened("".join(c if c.isprintable() else repr(c)[1:-1] for c in message)))
+        super().__init__(shortened(printable(message)))
+
+
+def printable(text: str) -> str:
+    """A text in one line, whatever a file's name may hold."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shortened(text: str) -> str:

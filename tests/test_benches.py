@@ -151,6 +151,7 @@ def test_no_run_is_done_twice_and_none_is_lost(tmp_path, capsys):
     assert len(folds.collect(options(tmp_path))) == 3  # no time left to begin
 
 
+@pytest.mark.posix
 def test_a_run_that_is_killed_is_done_again_alone(tmp_path):
     """The first run ends, the second is killed in its midst."""
     code = ("import sys; sys.path.insert(0, 'tests'); import folds, test_benches as t; from pathlib import Path\n"

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-posix = pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX runs them")
 
 
 def lines_without_make() -> list[str]:
@@ -24,7 +23,7 @@ def test_they_are_three_lines_that_install_the_lock():
     assert len(lines) == 3 and "-r requirements.lock" in lines[2]
 
 
-@posix
+@pytest.mark.posix
 @pytest.mark.skipif("FRESH" not in os.environ, reason="takes minutes and the network: make fresh")
 def test_readmes_lines_in_a_fresh_environment(tmp_path):
     """Run as they stand, in a copy of what the repository holds; then the command is there, from that copy."""
@@ -58,7 +57,7 @@ def copy(tmp_path) -> Path:
     return folder
 
 
-@posix
+@pytest.mark.posix
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_course_in_a_path_with_spaces(copy):
     done = subprocess.run(["make", "course"], cwd=copy, capture_output=True, text=True)
@@ -66,7 +65,7 @@ def test_make_course_in_a_path_with_spaces(copy):
     assert (copy / "notebooks" / "course" / "release" / "separation" / "separation.ipynb").is_file()
 
 
-@posix
+@pytest.mark.posix
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_takes_any_supported_python_and_names_what_it_looked_for(copy):
     (copy / ".venv" / ".installed").unlink()

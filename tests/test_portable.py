@@ -17,6 +17,8 @@ POSIX = re.compile(r"""
     | get_context\(\s*["'](fork|forkserver)["'] | set_start_method | shell\s*=\s*True
     | ["']/(tmp|proc|dev|usr|bin|etc|var)\b
     """, re.VERBOSE)
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+BY_NAME_ALONE = {"test_faults", "test_each_of_them_is_seen", "test_batches_of_other_processes_are_the_same"}
 TWINS = {("report/table.py", "import resource")}  # under a `try`, with what Windows has instead
 
 
@@ -45,6 +47,18 @@ def test_no_call_of_one_system_alone(path):
                                   "multiprocessing.get_context('fork')", "os.statvfs('x')", "run('ls', shell=True)"])
 def test_each_of_them_is_seen(line):
     assert posix_calls(f'"""It says os.fork."""\n{line}  # or os.kill')
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_tests_that_need_posix_are_marked(path):
+    """Also where a function of their file does, which they name or have as a fixture."""
+    functions = {n.name: n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)}
+    names = {f: {x.id for x in ast.walk(n) if isinstance(x, ast.Name)} | {a.arg for a in n.args.args}
+             for f, n in functions.items()}
+    needs = {f for f, node in functions.items() if posix_calls(ast.unparse(node))}
+    needs |= {f for f in functions if names[f] & needs}
+    assert not {f for f in needs - BY_NAME_ALONE if f.startswith("test_") and not any(
+        re.search("posix|platform|exists", ast.unparse(d)) for d in functions[f].decorator_list)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())

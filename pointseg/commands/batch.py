@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import queue
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,7 +29,7 @@ from pointseg.runs.surroundings import steady_streams
 from pointseg.scans.files import check_file, check_format, first_line, hash_of, whole_file, write_json
 from pointseg.scans.reading import data_files
 from pointseg.scans.volumes import read_volume, stem, write_mask
-from pointseg.volume import CLASSES, ScanError
+from pointseg.volume import CLASSES, ScanError, printable
 
 SUMMARY = "summary.csv"
 VERTEBRAE = CLASSES[1:]
@@ -108,7 +107,7 @@ def segment_many(scans: Sequence[Path], masks: Sequence[Path], options: Options,
         yield from (_attempt(scan, mask, options) for scan, mask in pairs)
         return
     workers: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
-    with room_for_processes("--jobs 1"), _deaf_to_interrupts():  # as are the processes: Ctrl-C finds them importing
+    with room_for_processes("--jobs 1"):
         for _ in range(jobs):
             workers.put(_worker(jobs))
 
@@ -141,18 +140,6 @@ def _worker(jobs: int) -> ProcessPoolExecutor:
     worker = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (jobs,))
     worker.submit(int)  # starts it
     return worker
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, nor arrive
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _begin(jobs: int) -> None:
@@ -265,11 +252,12 @@ def run(scans: Sequence[Path], masks: Sequence[Path], options: Options, jobs: in
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """One line a scan: its volumes in ml, or that it failed."""
-    width = max(len(str(o.scan)) for o in outcomes) + 2
+    names = [printable(str(o.scan)) for o in outcomes]
+    width = max(map(len, names)) + 2
     lines = [f"{'ml':<{width}}" + "".join(f"{v:>8}" for v in VERTEBRAE)]
-    for o in outcomes:
+    for name, o in zip(names, outcomes, strict=True):
         volumes = "".join(f"{o.volumes_ml[v]:8.1f}" for v in VERTEBRAE) if o.volumes_ml else "  failed"
-        lines.append(f"{str(o.scan):<{width}}{volumes}" + "".join(f"\n    warning: {w}" for w in o.warnings))
+        lines.append(f"{name:<{width}}{volumes}" + "".join(f"\n    warning: {w}" for w in o.warnings))
     return "\n".join(lines)
 
 

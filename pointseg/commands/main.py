@@ -31,13 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
     except (ScanError, FloatingPointError) as error:  # bad input, or a loss that is no number
         return said(str(error))
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which would take seconds to import
+    except (RuntimeError, MemoryError) as error:
+        gpu = type(error).__name__ == "OutOfMemoryError"  # torch's, which would take seconds to import
+        if not (gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)):  # torch's, of CPUs
             raise
-        remedy = "train with a smaller --batch" if options.run in (table1, train) else "take a larger one"
-        return said(f"the GPU is out of memory, expected room for the work; {remedy}")
-    except MemoryError:
-        return said("the memory is full, expected room for the work; crop the scans, or use a larger machine")
+        remedy = "train with a smaller --batch" if options.run in (table1, train) else "crop the scans"
+        return said(f"the {'GPU' if gpu else 'machine'} is out of memory, expected room for the work; {remedy}, or "
+                    "take a larger one")
+    except OSError as error:  # a name too long, no right to look there, too many open files: the machine's word
+        where = f"{error.filename}: " if error.filename else ""
+        return said(str(ScanError(f"{where}cannot be used ({error.strerror or error}), expected a file or folder that "
+                                  "this machine lets one use; check its name, its permissions and the space left")))
     except KeyboardInterrupt:
         return said("interrupted", 130)
     return 0
@@ -51,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, function, summary: str, description: str) -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=summary, description=description)
+        p.register("type", Path, a_path)
         p.set_defaults(run=function)
         return p
 
@@ -146,11 +151,11 @@ def export_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
     p.add_argument("--format", default=".mrk.json", metavar="ENDING", help=".csv, .mrk.json (default), .fcsv or .json")
     p.add_argument("--seed", type=at_least(0), default=0, help="of the draw (default 0)")
-    p.add_argument("--towards-middle", type=within(0, 100), default=0.0, metavar="POWER", help="clicks as likely as "
-                   "their depth in the vertebra to this power (default 0: anywhere in it)")
-    p.add_argument("--jitter-mm", type=within(0, 1000), default=0.0, metavar="MM",
+    p.add_argument("--towards-middle", type=at_least(0.0, 100.0), default=0.0, metavar="POWER", help="clicks as "
+                   "likely as their depth in the vertebra to this power (default 0: anywhere in it)")
+    p.add_argument("--jitter-mm", type=at_least(0.0, 100.0), default=0.0, metavar="MM",
                    help="standard deviation of where a click lands")
-    p.add_argument("--wrong-levels", type=within(0, 1), default=0.0, metavar="SHARE",
+    p.add_argument("--wrong-levels", type=at_least(0.0, 1.0), default=0.0, metavar="SHARE",
                    help="of clicks that get the level above or below")
 
 
@@ -165,8 +170,8 @@ def segment_options(p: argparse.ArgumentParser) -> None:
                    "told by the intensities")
     p.add_argument("--verse", action="store_true", help="write L1..L5 as 20..24, VerSe's numbers")
     p.add_argument("--series", default="", metavar="UID", help="SeriesInstanceUID, where a DICOM folder holds several")
-    p.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="scans at a time, each in a process "
-                   "(default 1)")
+    p.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="scans at a time, each in a process, "
+                   "at most one a core (default 1)")
 
 
 def data_options(p: argparse.ArgumentParser, required: bool = True) -> None:
@@ -200,8 +205,8 @@ def training_options(p: argparse.ArgumentParser) -> None:
     p = p.add_argument_group("the machine", "What a run may use. Only --precision changes more than rounding.")
     p.add_argument("--cache", type=Path, default=Path("out/cache"), metavar="DIR", help="folder of prepared scans, "
                    "which all runs and processes share and which may be deleted between them (default out/cache)")
-    p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that make batches (default: 0, which "
-                   "means the training itself; with a GPU 4)")
+    p.add_argument("--workers", type=at_least(0), metavar="N", help="processes that make batches, at most one a core "
+                   "(default: 0, which means the training itself; with a GPU 4)")
     p.add_argument("--precision", choices=("mixed", "float32"), default="mixed", help="mixed (default): bfloat16 where "
                    "the hardware has it")
     p.add_argument("--tensorboard", action="store_true", help="write what history.csv and images/ show for TensorBoard "
@@ -249,7 +254,8 @@ def chosen_plan(options: argparse.Namespace, folder: Path, **more):
     remove_leftovers(options.cache, older_than_s=3600)  # others may be writing there
     set_mixed_precision(options.precision == "mixed")
     gpus = torch.cuda.device_count()
-    workers = options.workers if options.workers is not None else min(4, (os.cpu_count() or 1) - 1) if gpus else 0
+    cores = os.cpu_count() or 1
+    workers = min(options.workers, cores) if options.workers is not None else min(4, cores - 1) if gpus else 0
     machine = Machine(options.cache, workers, getattr(options, "at_once", None) or max(1, gpus), options.tensorboard)
     imagenet = Path(options.imagenet) if profile.imagenet and options.imagenet else None
     return Plan(tuple(cases), profile, options.seed, machine, options.terms or "", options.published_split, imagenet,
@@ -257,22 +263,21 @@ def chosen_plan(options: argparse.Namespace, folder: Path, **more):
                 getattr(options, "rounds", 1), **more)
 
 
-def at_least(least: int):
-    def parse(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{value} is fewer than {least}")
+def at_least(least: int | float, most: float = 2**31 - 1):
+    """What reads a number of the kind of `least`.   most: of torch's and NumPy's seeds and sizes"""
+    def parse(text: str) -> int | float:
+        if not least <= (value := type(least)(text)) <= most:
+            raise argparse.ArgumentTypeError(f"{value} is fewer than {least}" if value < least else
+                                             f"{value} is not one of {least} to {most}")
         return value
     parse.__name__ = "number"
     return parse
 
 
-def within(low: float, high: float):
-    def parse(text: str) -> float:
-        if not low <= (value := float(text)) <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not {low:g} to {high:g}")
-        return value
-    parse.__name__ = "number"
-    return parse
+def a_path(text: str) -> Path:
+    if not text:  # of a shell's variable that is not set; Path("") is the folder that one works in
+        raise argparse.ArgumentTypeError("is empty, expected the name of a file or folder")
+    return Path(text)
 
 
 def positive(text: str) -> float:
@@ -316,6 +321,7 @@ def table1(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
+    from pointseg.commands.scanlist import inputs_of, refuse_overwriting
     from pointseg.runs.experiment import train_one
     from pointseg.runs.parallel import together
     from pointseg.scans.files import check_file, check_folder
@@ -324,12 +330,15 @@ def train(options: argparse.Namespace) -> None:
         check_folder(options.output.parent)
         check_file(options.output)
         plan = chosen_plan(options, options.data, two_classes=options.axis == "transverse")
+        weights = [plan.imagenet] if plan.imagenet else []
+        refuse_overwriting([options.output], [*weights, *inputs_of(options.data, plan.cases)])
         history = train_one(plan, options.axis, options.output, options.restart)
         print(f"best validation Dice_wi {history.best_validation:.3f} after {history.best_step} steps; "
               f"written to {options.output}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    from pointseg.commands.scanlist import inputs_of, refuse_overwriting
     from pointseg.datasets.manifest import read_manifest
     from pointseg.report.scores import evaluate_model, summary, text_of
     from pointseg.runs.models import cases_of_split, load_model, load_split
@@ -340,6 +349,8 @@ def evaluate(options: argparse.Namespace) -> None:
         check_file(options.json)
     model, split = load_model(options.model), load_split(options.model)
     cases = read_manifest(options.data, options.source)
+    if options.json:
+        refuse_overwriting([options.json], [options.model, *inputs_of(options.data, cases)])
     if options.split == "test":
         cases = cases_of_split(cases, split, "test")
     known = {name for part in ("train", "validation") for name in split.get(part, [])} & {c.name for c in cases}
@@ -415,14 +426,15 @@ def segment(options: argparse.Namespace) -> None:
             raise ScanError(f"{options.output}: is one mask, but {len(scans)} scans are given "
                             f"({some_of([str(scan) for scan in scans])}); give a folder as -o")
         check_folder(options.output.parent)
-        refuse_overwriting([options.output], scans)
+        refuse_overwriting([options.output], [*scans, options.model])
         outcome = batch.segment_one(scans[0], options.output, settings)
         print(f"{batch.single(outcome)}\nwritten to {options.output} and {batch.picture_of(options.output)}")
         return
     check_is_folder(options.output)
     check_folder(options.output)
     masks = masks_in(options.output, scans)
-    outcomes = batch.run(scans, masks, settings, min(options.jobs, len(scans)), options.output)
+    refuse_overwriting(masks, [*scans, options.model])
+    outcomes = batch.run(scans, masks, settings, min(options.jobs, len(scans), os.cpu_count() or 1), options.output)
     counts = {status: sum(o.status == status for o in outcomes) for status in ("done", "already done", "failed")}
     print(f"{batch.table(outcomes)}\n\n{', '.join(f'{n} {status}' for status, n in counts.items())}; "
           f"written to {options.output}, with {batch.SUMMARY}")

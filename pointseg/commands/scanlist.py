@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pointseg.datasets.manifest import MANIFEST, read_manifest
+from pointseg.datasets.manifest import MANIFEST, Case, read_manifest
 from pointseg.scans.dicom import frames_in, series_in
 from pointseg.scans.reading import SCAN_ENDINGS, data_files
 from pointseg.scans.volumes import stem
@@ -70,22 +70,27 @@ def _below(folder: Path, out: Path) -> Iterator[tuple[Path, str]]:
 def masks_in(folder: Path, scans: Sequence[Path]) -> list[Path]:
     """A name for the mask of each scan: the scan's, with its folders where two scans would share one."""
     names = [Path(stem(s) if not os.path.isdir(s) else _real(s).name) for s in scans]
-    if len(set(names)) < len(names):
+    if len({str(n).lower() for n in names}) < len(names):  # as macOS and Windows tell names apart
         absolute = [_real(s) for s in scans]
         root = Path(os.path.commonpath([s.parent for s in absolute]))
         names = [s.relative_to(root).parent / name for s, name in zip(absolute, names, strict=True)]
     if twice := sorted({str(n) for n in names if names.count(n) > 1}):
         raise ScanError(f"found several scans named {', '.join(twice)} in one folder, expected a name each, since "
                         "their masks would overwrite each other; rename them, or segment them into different folders")
-    masks = [folder / f"{name}.nii.gz" for name in names]
-    refuse_overwriting(masks, scans)
-    return masks
+    return [folder / f"{name}.nii.gz" for name in names]
 
 
-def refuse_overwriting(masks: Sequence[Path], scans: Sequence[Path]) -> None:
-    """A mask may not take the place of a scan or of the file that holds its voxels."""
-    if both := {_real(m) for m in masks} & {_real(p) for s in scans if os.path.isfile(s) for p in data_files(s)}:
-        raise ScanError(f"{min(both)}: belongs to a scan itself, expected another name for the mask; change -o")
+def inputs_of(folder: Path, cases: Sequence[Case]) -> list[Path]:
+    """The files that a command reads of a dataset folder."""
+    return [folder / MANIFEST, *(path for case in cases for path in case.files)]
+
+
+def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """An output may not take the place of an input, a scan or a model say, or of the file that holds a scan's voxels.
+    """
+    if both := {_real(o) for o in outputs} & {_real(p) for i in inputs if os.path.isfile(i) for p in data_files(i)}:
+        raise ScanError(f"{min(both)}: is read by this very command, expected another name for what it writes; change "
+                        "that")
 
 
 def _real(path: Path) -> Path:

@@ -68,13 +68,14 @@ def export_points(cases: Sequence[Case], out: Path, ending: str, seed: int, care
         raise ScanError(f"{out}: found several scans named {some_of(twice)}, expected a name each, since their files "
                         "would overwrite each other; export them by --source, or rename them")
     check_folder(out)
-    written = []
-    for number, case in enumerate(tqdm(cases, "drawing clicks", unit="scan")):
+    paths = [out / f"{name}{ending}" for name in names]
+    for case, path in zip(cases, paths, strict=True):
+        if case.points and path.resolve() == case.points.resolve():
+            raise ScanError(f"{path}: holds the clicks of {case.name} itself, expected another place; change -o")
+    for number, (case, path) in enumerate(zip(tqdm(cases, "drawing clicks", unit="scan"), paths, strict=True)):
         volume, rng = case.read(), np.random.default_rng((seed, number))
         if volume.mask is None:
             raise ScanError(f"{case.name}: found no mask, expected one to draw clicks from")
         clicks = draw_clicks(volume.mask, rng, care=care, spacing_mm=volume.spacing_mm)
-        path = out / f"{stem(case.image)}{ending}"
         write_clicks(path, clicks, volume.geometry)
-        written.append(path)
-    return written
+    return paths

@@ -46,7 +46,12 @@ def together() -> Iterator[None]:
             raise ScanError(f"--nproc-per-node: found more processes than the {gpus} GPUs of this machine, expected at "
                             "most one for each; start fewer")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=SILENCE)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=SILENCE)
+    except (RuntimeError, ValueError) as error:
+        raise ScanError(f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}: the "
+                        f"processes cannot meet there ({first_line(error)}), expected a port that is free; start it "
+                        "with torchrun, which finds one") from None
     take_cores(int(os.environ["LOCAL_WORLD_SIZE"]), of_torch=False)  # torch's are OMP_NUM_THREADS; of torchrun 1
     try:
         with contextlib.ExitStack() as stack:

@@ -6,6 +6,7 @@ A process that is alone is rank 0 of 1.
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,6 +17,7 @@ from typing import TypeVar
 import numba
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from pointseg.runs.surroundings import close_bars, steady_streams
 from pointseg.volume import ScanError
@@ -51,16 +53,22 @@ def from_main(make: Callable[[], T]) -> T:
 def side_by_side(work: Callable[[str], None], names: Sequence[str], at_once: int) -> None:
     """Call work(name) for each name, so many at a time, each in a process and with a GPU of its own, where there is
     one.   work can be pickled.  Where one fails the others end what they are at: what is done is kept in files."""
+    at_once = min(at_once, len(names))
     context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU
     with room_for_processes("--at-once 1"):
         places = context.SimpleQueue()
-        pool = ProcessPoolExecutor(at_once, context, _begin, (places, min(at_once, len(names))))
-    for place in range(at_once):
-        places.put(place)
+        for place in range(at_once):
+            places.put(place)
+        pool = ProcessPoolExecutor(at_once, context, _begin, (places, at_once))
+        working = [pool.submit(partial(_work, work), name) for name in names]  # which starts them
     with pool:
         try:
-            for done in as_completed([pool.submit(partial(_work, work), name) for name in names]):
+            for done in as_completed(working):
                 done.result()
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
         except BrokenProcessPool:
             raise ScanError(f"one of the processes that trained {', '.join(names)} was killed, most likely for lack of "
                             "memory; train fewer models --at-once; started again, the run goes on") from None
@@ -70,15 +78,29 @@ def side_by_side(work: Callable[[str], None], names: Sequence[str], at_once: int
 
 @contextlib.contextmanager
 def room_for_processes(instead: str) -> Iterator[None]:
-    """Around the start of other processes: what they share takes room that the system may not have.
+    """Around the start of other processes: what they share takes room that the system may not have, and Ctrl-C, which
+    would reach them while they import, is left to this one.
 
     instead: the option that does without them.
     """
     try:
-        yield
+        with _deaf_to_interrupts():  # as the processes are from then on
+            yield
     except OSError as error:
         raise ScanError(f"other processes cannot be started ({error}), expected room in {SHARED_MEMORY}; make some, or "
                         f"do without them: {instead}") from None
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set, nor arrive
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _work(work: Callable[[str], None], name: str) -> None:
@@ -94,8 +116,10 @@ def _begin(places, processes: int) -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
     steady_streams()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, which would be left there at Ctrl-C
     if torch.cuda.is_available():
         torch.cuda.set_device(places.get() % torch.cuda.device_count())
     take_cores(processes)

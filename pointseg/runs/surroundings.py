@@ -70,12 +70,16 @@ def processes_of_torchrun() -> int:
 
 
 def check_torchrun() -> None:
-    """Refuse an environment in which some of torchrun's variables are missing."""
+    """Refuse an environment in which some of torchrun's variables are missing, or do not fit each other."""
     missing = [name for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT") if not _whole_number(name)]
     missing += [] if os.environ.get("MASTER_ADDR") else ["MASTER_ADDR"]
     if missing:
         raise ScanError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: found no {', '.join(missing)} beside it, expected all "
                         "of torchrun's variables or none; start it with torchrun, or unset WORLD_SIZE")
+    for place, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if int(os.environ[place]) >= int(os.environ[size]):  # the others would wait for one that never comes
+            raise ScanError(f"{place}={os.environ[place]}: is none of {size}={os.environ[size]} processes, expected "
+                            "what torchrun sets; start it with torchrun, or unset WORLD_SIZE")
 
 
 def _whole_number(name: str) -> str:

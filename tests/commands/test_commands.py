@@ -103,15 +103,19 @@ def test_bad_input_is_one_line_that_says_what(run_folder, tmp_path, capsys, argu
     assert not list(tmp_path.iterdir())
 
 
-def test_a_gpu_without_room_is_one_line_that_says_what_to_do(run_folder, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("error", "where"), [
+    (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."), "GPU"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory ..."), "machine"),
+    (MemoryError(), "machine")])
+def test_no_room_in_memory_is_one_line_that_says_what_to_do(error, where, run_folder, tmp_path, capsys, monkeypatch):
     def no_room(*_):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+        raise error
 
     monkeypatch.setattr("pointseg.train.training_step", no_room)
     assert cli.main(["train", "--data", str(run_folder / "scans"), "-o", str(tmp_path / "m.pt")]) == 1
     [said] = [line for line in capsys.readouterr().err.split("\n") if "pointseg train: " in line]
     assert said.startswith("pointseg train: ")  # in a line of its own, below the training's bar
-    assert "the GPU is out of memory" in said and "--batch" in said
+    assert f"the {where} is out of memory" in said and "--batch" in said
 
 
 def test_evaluation_by_hand():

@@ -4,6 +4,9 @@ Each ends well, or in one line."""
 
 import io
 import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
 import warnings
@@ -52,6 +55,76 @@ def test_a_summary_that_is_a_folder(model, tmp_path, capsys):
     (tmp_path / "out" / "summary.csv").mkdir(parents=True)
     assert cli.main(["segment", str(save(tmp_path / "s.nii")), "--model", str(model), "-o", str(tmp_path / "out")]) == 1
     assert "summary.csv: is a folder" in capsys.readouterr().err and len(list((tmp_path / "out").iterdir())) == 1
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("command", ["segment x.nii --model LONG -o m.nii", "segment x.nii --model MODEL -o LONG.nii",
+                                     "segment x.nii --model MODEL -o LONG", "evaluate LONG --data d",
+                                     "evaluate MODEL --data LONG", "evaluate MODEL --data d --json LONG",
+                                     "train --data d -o LONG", "table1 --out LONG"])
+def test_a_name_that_the_system_does_not_take(command, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.replace("LONG", "a" * 300).replace("MODEL", str(model)).split()) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot be" in said and "File name too long" in said
+
+
+@pytest.mark.parametrize("command", [["segment", "", "-o", "x"], ["segment", "x", "-o", ""], ["table1", "--out", ""],
+                                     ["evaluate", "m", "--data", ""], ["import", "verse", "", "d"]])
+def test_a_name_that_is_empty(command, capsys):
+    """As of a shell's variable that is not set: not the folder that one works in."""
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(command)
+    assert "is empty, expected the name of a file or folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """Of one case, with clicks."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a_img.nii.gz", "a_vert.nii.gz", "a_img.csv"):
+        save(folder / name) if name.endswith("gz") else (folder / name).write_text("clicks")
+    (folder / "manifest.csv").write_text("source,case,patient,modality,image,mask,points\n"
+                                         "s,a,a,CT,a_img.nii.gz,a_vert.nii.gz,a_img.csv\n")
+    return folder
+
+
+@pytest.mark.parametrize("command", [
+    "evaluate MODEL --data DATA --json MODEL", "evaluate MODEL --data DATA --json DATA/manifest.csv",
+    "evaluate MODEL --data DATA --json DATA/a_vert.nii.gz", "train --data DATA -o DATA/manifest.csv",
+    "train --data DATA -o DATA/a_img.nii.gz", "segment DATA/a_img.nii.gz --model MODEL -o MODEL",
+    "segment DATA --model MODEL -o OUT", "export --data DATA -o DATA --format .csv"])
+def test_no_output_takes_the_place_of_an_input(command, model, dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    copy = shutil.copy(model, tmp_path / "out" / "a_img.nii.gz")  # a name that a mask can have
+    before = {p: p.read_bytes() for p in (copy, *dataset.iterdir())}
+    for name, path in (("MODEL", copy), ("DATA", dataset), ("OUT", tmp_path / "out")):
+        command = command.replace(name, str(path))
+    assert cli.main(command.split()) == 1
+    assert re.search("is read by this very command|holds the clicks of s/a itself", capsys.readouterr().err)
+    assert before == {p: p.read_bytes() for p in before}
+
+
+@pytest.mark.parametrize("command", ["export --data d -o o --jitter-mm nan", "export --data d -o o --jitter-mm -1",
+                                     "export --data d -o o --wrong-levels 1.5", "table1 --seed 9999999999",
+                                     "export --data d -o o --towards-middle inf", "train --data d --batch 9999999999"])
+def test_numbers_that_nothing_can_be_done_with(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(command.split())
+    assert re.search(r"error: argument --[a-z-]+: [\w.-]+ is (fewer than|not one of) ", capsys.readouterr().err)
+
+
+def test_more_processes_than_cores(dataset, tmp_path):
+    arguments = ["train", "--data", str(dataset), "--cache", str(tmp_path), "--workers", "1000000"]
+    plan = cli.chosen_plan(cli.parser().parse_args(arguments), dataset)
+    assert plan.machine.workers == os.cpu_count()
+
+
+def test_a_name_of_two_lines_takes_one(model, tmp_path, capsys):
+    assert cli.main(["segment", str(tmp_path / "a\nb.nii"), "--model", str(model), "-o", str(tmp_path / "out")]) == 1
+    assert "a\\nb.nii    failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["腰椎", "a$_^$b", "Rücken 1", "#1 %s {x}"])
@@ -139,9 +212,26 @@ def test_torchruns_variables_in_part(size, said, tmp_path, monkeypatch, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_a_backend_of_matplotlib_that_is_not_installed():
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({"RANK": "2"}, "RANK=2: is none of WORLD_SIZE=2"), ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_RANK=0: is none of"),
+    ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999: the processes cannot meet there"), ({}, "cannot meet there")])
+def test_torchruns_variables_that_do_not_fit(wrong, said, tmp_path, monkeypatch, capsys):
+    """The last: a port that another program has."""
+    with socket.create_server(("", 0)) as taken:
+        fitting = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+                   "MASTER_ADDR": "localhost", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in (fitting | wrong).items():
+            monkeypatch.setenv(name, value)
+        assert cli.main(["train", "--data", "nowhere", "-o", str(tmp_path / "m.pt")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("pointseg train: ") and said in error
+
+
+@pytest.mark.parametrize("variable", ["MPLBACKEND=nowhere", "NUMBA_NUM_THREADS=0", "NUMBA_NUM_THREADS=many"])
+def test_what_libraries_would_stop_at(variable):
+    """A backend that is not installed, threads that are none."""
     done = alone("import sys; sys.argv = ['pointseg', 'segment', 'missing.nii', '--model', 'm.pt', '-o', 'x.nii'];"
-                 "from pointseg.__main__ import main; sys.exit(main())", MPLBACKEND="nowhere")
+                 "from pointseg.__main__ import main; sys.exit(main())", **dict([variable.split("=")]))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "m.pt: no such file" in done.stderr
 
 

@@ -46,8 +46,8 @@ def test_no_memory_is_a_line(folder, model, capsys, monkeypatch):
         raise MemoryError("Unable to allocate 107. GiB")
     monkeypatch.setattr(Case, "read", fail)
     assert cli.main(["evaluate", str(model), "--data", str(folder)]) == 1
-    assert capsys.readouterr().err.endswith("pointseg evaluate: the memory is full, expected room for the work; crop "
-                                            "the scans, or use a larger machine\n")
+    assert capsys.readouterr().err.endswith("pointseg evaluate: the machine is out of memory, expected room for the "
+                                            "work; crop the scans, or take a larger one\n")
 
 
 def test_no_message_is_too_long_to_read():

@@ -819,6 +819,7 @@ def test_a_patients_scans_may_share_a_mask(tmp_path, capsys):
     assert not cases["1_t1"].flaw and not cases["1_t2"].flaw and "is a copy of case 1_t1's" in cases["2_t1"].flaw
 
 
+@pytest.mark.posix
 def test_raw_folders_one_level_off_linked_or_unpacked_otherwise(tmp_path, capsys, monkeypatch):
     """From inside, through a link, unzipped by a tool that doubles folders, unpacked .nii, Mac's doubles beside."""
     small(tmp_path / "raw")

@@ -72,6 +72,7 @@ def test_two_processes_train_a_model(scans, tmp_path):
     assert scored.returncode == 0 and "Dice_wi" in scored.stdout
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_killed_rank_ends_all(scans, tmp_path, lost):
     """Within 30 seconds, not zero, and said which one; started again, the training goes on and ends."""
@@ -136,12 +137,40 @@ def test_processes_share_an_endless_sequence_of_epochs(monkeypatch, tmp_path, st
         parallel.check_equal_parts(4)
 
 
+@pytest.mark.posix
 def test_a_model_that_fails_does_not_stop_those_beside_it(tmp_path):
     with pytest.raises(ScanError, match="this one cannot"):
         side_by_side(_fail_at_second, [str(tmp_path / name) for name in ("first", "second")], 2)
     assert [p.name for p in tmp_path.iterdir()] == ["first"]
     with pytest.raises(ScanError, match=r"killed was killed, most likely for lack of memory.*--at-once"):
         side_by_side(_fail_at_second, ["killed"], 2)
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("awaited", ["begun", "0"])
+def test_ctrl_c_ends_models_side_by_side(awaited, tmp_path):
+    """It reaches all processes of a terminal, importing or at work: one traceback at most, that of the first."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+import sys, time
+from pathlib import Path
+def work(name):
+    Path(name).touch()
+    time.sleep(100)
+if __name__ == "__main__":
+    from pointseg.runs.processes import side_by_side
+    Path("begun").touch()
+    side_by_side(work, "0123", 2)
+""")
+    process = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                               env=ALONE, start_new_session=True)
+    while not (tmp_path / awaited).exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert said.count("Traceback") == 1 and said.endswith("KeyboardInterrupt\n")
 
 
 def _fail_at_second(name: str) -> None:

@@ -347,6 +347,7 @@ def command(tmp_path: Path, each_step: bool = True) -> Path:
     return script
 
 
+@pytest.mark.posix
 def test_table1_killed_at_random_moments(scans, whole, tmp_path):
     """Five times, wherever it is; each time what has a name is whole, and the end is that of an undisturbed run."""
     rng, kills = random.Random(1), 0

@@ -56,7 +56,7 @@ def has_a_fault():
     raise RuntimeError("a fault of ours")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="processes are killed so on POSIX alone")
+@pytest.mark.posix
 @pytest.mark.parametrize(("how", "said"), [
     (kills_itself, r"--workers 1: a process that makes batches has failed \(.*(killed|exited).*--workers 0$"),
     (has_no_room, r"--workers 1: .*\(unable to allocate shared memory.*/dev/shm.*--workers 0$"),

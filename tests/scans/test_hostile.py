@@ -409,6 +409,7 @@ def test_names(model, good, tmp_path, capsys):
         assert status == 0 and not said or status == 1 and len(said) == 1
 
 
+@pytest.mark.posix
 def test_neither_file_nor_folder(model, tmp_path, capsys):
     """A pipe, on which a reader would wait for ever; a device; a link to itself."""
     os.mkfifo(tmp_path / "pipe.nii")
