@@ -455,8 +455,8 @@ def _check_length(header: Header) -> None:
             raise Damaged("it holds no PixelData")
         if syntax and not syntax.is_transfer_syntax:
             raise Damaged(f"its transfer syntax {syntax} is not one of the standard")
-        implicit = getattr(whole.get_item("PixelData"), "is_implicit_VR", syntax.is_implicit_VR)
-        if syntax and implicit != syntax.is_implicit_VR:  # over which GDCM takes minutes
+        implicit = getattr(whole.get_item("PixelData"), "is_implicit_VR", None)
+        if syntax and implicit not in (None, syntax.is_implicit_VR):  # over which GDCM takes minutes
             raise Damaged("its elements are not written as its transfer syntax says")
         found = len(whole.PixelData)
         with open(header.path, "rb") as file:
