@@ -16,7 +16,7 @@ POINTS_PER_INSTANCE, BACKGROUND_POINTS = 3, 5
 FURTHER_POINTS = 6  # on an average slice of the thesis; at the sides it shows few vertebrae
 SAGITTAL = 2
 LAST = len(CLASSES) - 1  # L5
-NEAR_MM, NEAR_SHARE = 25.0, 0.8  # of random places so many lie so near the middle of a vertebra, about its radius
+NEAR_MM, NEAR_SHARE = 40.0, 0.8  # of random places so many lie so near a vertebra's middle: its corners, and some room
 
 
 @dataclass(frozen=True)

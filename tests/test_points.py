@@ -218,8 +218,8 @@ def test_random_places_tell_volumes_without_bias(middles, kept):
 
 
 def test_random_places_are_shared_out_among_vertebrae():
-    middles, spacing_mm = np.array([[20.0, 40.0, 30.0], [80.0, 40.0, 30.0]]), (1.0, 1.0, 1.0)
+    middles, spacing_mm = np.array([[60.0, 60.0, 60.0], [180.0, 60.0, 60.0]]), (1.0, 1.0, 1.0)
     for seed in range(5):
-        places, _ = draw_places((100, 80, 60), spacing_mm, middles, 50, np.random.default_rng(seed))
+        places, _ = draw_places((240, 120, 120), spacing_mm, middles, 50, np.random.default_rng(seed))
         near = (((places[:, None] - middles) ** 2).sum(2) < NEAR_MM**2).sum(0)
         assert (near >= 20).all() and near.sum() < 50  # the others fall anywhere
