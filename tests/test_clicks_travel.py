@@ -162,6 +162,7 @@ def test_table1_without_any_mask(without_masks, tmp_path, monkeypatch, capsys):
     assert cli.main(["table1", *arguments]) == 0
     said = capsys.readouterr().out
     assert "without full masks there is no reference" in said and "estimated from places that chance has chosen" in said
+    assert "table1.json, result.pt and" in said  # and no reference.pt
     table = json.loads((tmp_path / "table1.json").read_text())
     assert 0 <= table["result"] <= 1 and "reference" not in table and table["labelling_seconds"]["result"] > 0
     assert table["own_label_seconds"] == 400 * 3 and "the expert's own time" in said  # one scan chooses

@@ -311,7 +311,8 @@ def table1(options: argparse.Namespace) -> None:
         out = options.out if options.seeds == 1 else options.out / f"seed{seed}"
         table = run(replace(plan, seed=seed), out, name, options.restart)
         write_table(table, out)
-        print(f"\n{table}\n\nwritten to {out}: table1.json, result.pt, reference.pt and the models of each axis, "
+        of_three = [name for name in ("result.pt", "reference.pt") if (out / name).is_file()]  # the latter needs masks
+        print(f"\n{table}\n\nwritten to {out}: table1.json, {', '.join(of_three)} and the models of each axis, "
               "stages.png, curves.png, per_class.png, confusion.png")
         tables.append(table)
     if options.seeds > 1:
