@@ -31,11 +31,8 @@ LOCALISER_WORDS = ("LOCALIZER", "LOCALISER", "SCOUT", "SURVEY", "TOPOGRAM")
 TAGS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "PatientID",
         "PatientName", "PatientBirthDate", "Modality", "ImageType", "PhotometricInterpretation", "SamplesPerPixel",
         "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-        "PixelSpacing",
-        "SpacingBetweenSlices", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
-        "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-
-
+        "PixelSpacing", "SpacingBetweenSlices", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope",
+        "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 WHOLE = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit")
 
 
