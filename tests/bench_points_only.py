@@ -8,7 +8,8 @@ A run is the whole procedure in a fold, the classroom profile at half its schedu
 their own geometry.  With masks its points are drawn from them on the prepared grid, as `table1` does, to train and to
 choose by.  Without, it reads a dataset folder: training scans with clicks, on sagittal slices as far apart as that
 grid's; validation scans with the classes of random places, as the labelling tool asks for them; masks of test scans
-alone.  The last line tells the noise: masks once more, with other points, first weights and order.
+alone.  The last line tells the noise: masks once more, with other points, first weights and order.  `--report --csv
+notebooks/results/points_only.csv` prints what was found.
 """
 
 import tempfile
@@ -94,18 +95,20 @@ def do(folder: Path, arrays: Path, run: Run) -> list[Row]:
 
 
 def report(rows: list[Row]) -> None:
-    print("\nDice_wi of test scans, own geometry, with 95 % intervals over patients")
+    print("\nDice_wi of test scans, own geometry, with 95 % intervals over patients; differences of the same patients")
     for answer in (RESULT, WEAK):
-        print(f"{answer:<24}                                       to {MASKS}, same patients")
-        for line in LINES:
-            ours, masks = (by_patient(rows, line=name, answer=answer) for name in (line, MASKS))
+        print(f"{answer:<62}to {MASKS:<24}to {AGAIN}")
+        of_lines = {line: by_patient(rows, line=line, answer=answer) for line in LINES}
+        for line, ours in of_lines.items():
             if not ours:
                 print(f"  {line:<22}   not run")
                 continue
             text = "{:.3f} [{:.3f}, {:.3f}]".format(*interval(resampled(ours)))
-            if line != MASKS and ours.keys() & masks.keys():
-                text += "   {:+.3f} [{:+.3f}, {:+.3f}]".format(*difference(ours, masks))
-            print(f"  {line:<22}{len(ours):>4} patients  {text}")
+            for other in (MASKS, AGAIN):
+                theirs = of_lines[other]
+                told = line != other and ours.keys() & theirs.keys()
+                text += "   " + ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference(ours, theirs)) if told else " " * 24)
+            print(f"  {line:<22}{len(ours):>4} patients  {text}".rstrip())
 
 
 def main() -> None:
