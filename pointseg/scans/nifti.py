@@ -124,6 +124,8 @@ def _check(path: Path, header_path: Path, data_path: Path) -> type[nibabel.Nifti
 
 
 def _stored(path: Path, image: nibabel.Nifti1Pair, no_orientation: str) -> Stored:
+    if image.header["qform_code"] and not image.affine[:3, :3].any():  # an empty matrix, which nibabel prefers
+        image.set_sform(None, code=0)
     spacing, steps = np.array(image.header.get_zooms()[:3], float), np.linalg.norm(image.affine[:3, :3], axis=0)
     if not (np.abs(steps / spacing - 1) <= SPACING_TOLERANCE).all():
         raise ScanError(f"{path}: found voxel spacing {_shown(spacing)} mm, but steps of {_shown(steps)} mm in the "

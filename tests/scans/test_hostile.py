@@ -396,6 +396,14 @@ def test_nifti_of_two_minds(model, good, tmp_path, capsys):
     is_good(segment(save(scan), model, tmp_path, capsys), good())
 
 
+def test_nifti_with_an_empty_matrix(model, good, tmp_path, capsys):
+    """Its quaternion tells the orientation; without that one nothing does."""
+    empty = (280, "12f", (0,) * 12)
+    is_good(segment(nifti(tmp_path / "scan.nii", empty), model, tmp_path, capsys), good())
+    nowhere = nifti(tmp_path / "scan.nii", empty, (252, "h", 0))
+    is_refused(segment(nowhere, model, tmp_path, capsys), "steps of 0 x 0 x 0")
+
+
 def test_names(model, good, tmp_path, capsys):
     """Endings in capitals, dots, spaces, other letters; a name that no library takes is refused, in one line."""
     for name in ("SCAN.NII.GZ", "a.img.nii", "a b.nii", "größe.nii.gz", "-x.nii", "a.nii.nii.gz"):
