@@ -23,10 +23,9 @@ from pointseg.report.compare import Row, by_patient, difference, in_text, interv
 from pointseg.volume import CLASSES
 
 CAREFUL = "anywhere, exact"
-LINES = {CAREFUL: Care(), "middle: depth": Care(towards_middle=1), "middle: depth cubed": Care(towards_middle=3),
+LINES = {CAREFUL: Care(), "middle: depth cubed": Care(towards_middle=3),
          "misses: 1 mm": Care(jitter_mm=1), "misses: 2 mm": Care(jitter_mm=2), "misses: 3 mm": Care(jitter_mm=3),
-         "wrong levels: 2 %": Care(wrong_levels=0.02), "wrong levels: 5 %": Care(wrong_levels=0.05),
-         "wrong levels: 10 %": Care(wrong_levels=0.1),
+         "wrong levels: 5 %": Care(wrong_levels=0.05), "wrong levels: 10 %": Care(wrong_levels=0.1),
          "middle, 2 mm, 2 %": Care(towards_middle=1, jitter_mm=2, wrong_levels=0.02)}
 
 
