@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from bench_minutes import PROFILE
-from folds import Run, measure, options, read_arrays, scans_of
+from folds import Run, compared, measure, options, read_arrays, scans_of
 
 from pointseg.kernels import confusion_matrix
 from pointseg.points import Care, Points, draw_labels, sample_points
 from pointseg.procedure import Outcome, train_three, weak_makes
-from pointseg.report.compare import Row, by_patient, difference, in_text, interval, resampled, time_of
+from pointseg.report.compare import Row, by_patient, difference, in_text, time_of
 from pointseg.volume import CLASSES
 
 CAREFUL = "anywhere, exact"
@@ -47,17 +47,10 @@ def do(arrays: Path, run: Run) -> list[Row]:
 
 
 def report(rows: list[Row]) -> None:
-    careful = by_patient(rows, line=CAREFUL)
     print("\nDice_wi of test scans, own geometry, with 95 % intervals over patients")
-    for line in LINES:
-        ours = by_patient(rows, line=line)
-        if not ours:
-            print(f"{line:<24}   not run")
-            continue
-        text = "{:.3f} [{:.3f}, {:.3f}]".format(*interval(resampled(ours)))
-        if line != CAREFUL and careful:
-            text += "   {:+.3f} [{:+.3f}, {:+.3f}]".format(*difference(ours, careful))
-        print(f"{line:<24}{len(ours):>4} patients  {text}")
+    of_lines = {line: by_patient(rows, line=line) for line in LINES}
+    for line, ours in of_lines.items():
+        print(compared(line, ours, [of_lines[CAREFUL]]))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import bench_minutes
 import numpy as np
-from folds import Run, measure, options, read_arrays, scans_of
+from folds import Run, compared, measure, options, read_arrays, scans_of
 
 from pointseg.datasets.manifest import PARTS, Case, read_manifest, write_manifest
 from pointseg.datasets.split import prepare_split, published_split
@@ -27,7 +27,7 @@ from pointseg.kernels import confusion_matrix
 from pointseg.points import SAGITTAL, draw_clicks, draw_labels, draw_places
 from pointseg.preprocess import Scans
 from pointseg.procedure import learn
-from pointseg.report.compare import Row, by_patient, difference, in_text, interval, resampled, time_of
+from pointseg.report.compare import Row, by_patient, in_text, time_of
 from pointseg.scans.clicks import write_clicks
 from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Clicks, Volume
 
@@ -100,15 +100,7 @@ def report(rows: list[Row]) -> None:
         print(f"{answer:<62}to {MASKS:<24}to {AGAIN}")
         of_lines = {line: by_patient(rows, line=line, answer=answer) for line in LINES}
         for line, ours in of_lines.items():
-            if not ours:
-                print(f"  {line:<22}   not run")
-                continue
-            text = "{:.3f} [{:.3f}, {:.3f}]".format(*interval(resampled(ours)))
-            for other in (MASKS, AGAIN):
-                theirs = of_lines[other]
-                told = line != other and ours.keys() & theirs.keys()
-                text += "   " + ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference(ours, theirs)) if told else " " * 24)
-            print(f"  {line:<22}{len(ours):>4} patients  {text}".rstrip())
+            print(compared(f"  {line}", ours, [of_lines[MASKS], of_lines[AGAIN]]))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pointseg.levels import in_order
 from pointseg.network import device
 from pointseg.preprocess import Prepared, Scans, prepare
 from pointseg.profiles import CLASSROOM
-from pointseg.report.compare import Row, read_rows, write_rows
+from pointseg.report.compare import Row, difference, interval, read_rows, resampled, write_rows
 from pointseg.train import Watch
 from pointseg.volume import CLASSES
 
@@ -170,6 +170,20 @@ def collect(o: argparse.Namespace) -> list[Row]:
 
 def run_of(row: Row) -> Run:
     return Run(row.line, row.repeat, row.fold)
+
+
+def compared(line: str, ours: dict[str, np.ndarray], others: Sequence[dict[str, np.ndarray]]) -> str:
+    """A line of a report: Dice_wi, and its difference to each of `others`, of the same patients, with intervals.
+
+    ours, others: confusion matrices by patient.
+    """
+    if not ours:
+        return f"{line:<24}   not run"
+    text = f"{line:<24}{len(ours):>4} patients  " + "{:.3f} [{:.3f}, {:.3f}]".format(*interval(resampled(ours)))
+    for theirs in others:
+        told = theirs is not ours and ours.keys() & theirs.keys()
+        text += "   " + ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference(ours, theirs)) if told else " " * 24)
+    return text.rstrip()
 
 
 def publish(rows: Sequence[Row], o: argparse.Namespace) -> None:
