@@ -403,14 +403,18 @@ def import_points(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    from pointseg.datasets.clicked import export_points
+    from pointseg.commands.scanlist import inputs_of, refuse_overwriting
+    from pointseg.datasets.clicked import export_paths, export_points
     from pointseg.datasets.manifest import read_manifest
     from pointseg.points import Care
+    from pointseg.scans.files import check_folder
 
-    care = Care(options.towards_middle, options.jitter_mm, options.wrong_levels)
-    written = export_points(read_manifest(options.data, options.source), options.output, options.format, options.seed,
-                            care)
-    print(f"written to {options.output}: {len(written)} files, {written[0].name} and so on")
+    cases = read_manifest(options.data, options.source)
+    paths = export_paths(cases, options.output, options.format)
+    check_folder(options.output)
+    refuse_overwriting(paths, inputs_of(options.data, cases))
+    export_points(cases, paths, options.seed, Care(options.towards_middle, options.jitter_mm, options.wrong_levels))
+    print(f"written to {options.output}: {len(paths)} files, {paths[0].name} and so on")
 
 
 def segment(options: argparse.Namespace) -> None:

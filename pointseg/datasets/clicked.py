@@ -59,23 +59,22 @@ def import_points(files: Sequence[Path], scans: Sequence[Path], out: Path, sourc
     return told
 
 
-def export_points(cases: Sequence[Case], out: Path, ending: str, seed: int, care: Care) -> list[Path]:
-    """Clicks as an expert might set them, drawn from masks on the scans' own grids, a file a scan."""
+def export_paths(cases: Sequence[Case], out: Path, ending: str) -> list[Path]:
+    """Where the clicks of each case go."""
     if ending not in WRITTEN:
         raise ScanError(f"{ending}: found a format that is not written, expected one of {', '.join(WRITTEN)}")
     names = [stem(case.image) for case in cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ScanError(f"{out}: found several scans named {some_of(twice)}, expected a name each, since their files "
                         "would overwrite each other; export them by --source, or rename them")
-    check_folder(out)
-    paths = [out / f"{name}{ending}" for name in names]
-    for case, path in zip(cases, paths, strict=True):
-        if case.points and path.resolve() == case.points.resolve():
-            raise ScanError(f"{path}: holds the clicks of {case.name} itself, expected another place; change -o")
+    return [out / f"{name}{ending}" for name in names]
+
+
+def export_points(cases: Sequence[Case], paths: Sequence[Path], seed: int, care: Care) -> None:
+    """Clicks as an expert might set them, drawn from masks on the scans' own grids, a file a scan."""
     for number, (case, path) in enumerate(zip(tqdm(cases, "drawing clicks", unit="scan"), paths, strict=True)):
         volume, rng = case.read(), np.random.default_rng((seed, number))
         if volume.mask is None:
             raise ScanError(f"{case.name}: found no mask, expected one to draw clicks from")
         clicks = draw_clicks(volume.mask, rng, care=care, spacing_mm=volume.spacing_mm)
         write_clicks(path, clicks, volume.geometry)
-    return paths

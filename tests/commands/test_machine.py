@@ -103,7 +103,7 @@ def test_no_output_takes_the_place_of_an_input(command, model, dataset, tmp_path
     for name, path in (("MODEL", copy), ("DATA", dataset), ("OUT", tmp_path / "out")):
         command = command.replace(name, str(path))
     assert cli.main(command.split()) == 1
-    assert re.search("is read by this very command|holds the clicks of s/a itself", capsys.readouterr().err)
+    assert "is read by this very command" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in before}
 
 
