@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from pointseg.kernels import clahe
-from pointseg.volume import UNLABELLED, Clicks, Volume, in_hounsfield_units
+from pointseg.volume import AIR_BELOW_HU, UNLABELLED, Clicks, Volume, in_hounsfield_units
 
 CT_WINDOW_HU = (-200.0, 1000.0)  # fat to cortical bone; fixed, so that metal cannot compress the contrast of bone
 MR_PERCENTILES = (0.5, 99.5)  # MR has no unit, and a few very bright voxels
@@ -135,7 +135,7 @@ def rescale(image: np.ndarray, modality: str) -> np.ndarray:
 
 def modality_from_intensities(image: np.ndarray) -> str:
     """ "CT" or "MR", told by the air that a CT shows below -300 HU."""
-    return "CT" if np.count_nonzero(image < -300) > 0.02 * image.size else "MR"
+    return "CT" if np.count_nonzero(image < AIR_BELOW_HU) > 0.02 * image.size else "MR"
 
 
 def equalise(image: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:

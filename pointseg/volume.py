@@ -16,6 +16,7 @@ UNLABELLED = 255  # ignored by the losses
 CLASSES = ("background", "L1", "L2", "L3", "L4", "L5")
 TEXT_MAX = 1200  # characters of a message
 FAT_HU = -50
+AIR_BELOW_HU = -300  # where a CT shows air, and MR has nothing
 
 
 class ScanError(ValueError):

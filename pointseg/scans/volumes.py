@@ -13,7 +13,17 @@ import SimpleITK as sitk
 from pointseg.scans.clicks import VERSE_L1, read_clicks
 from pointseg.scans.files import write_image
 from pointseg.scans.reading import read_image, read_mask
-from pointseg.volume import BACKGROUND, CLASSES, UNLABELLED, Geometry, ScanError, Volume, in_hounsfield_units, sample_of
+from pointseg.volume import (
+    AIR_BELOW_HU,
+    BACKGROUND,
+    CLASSES,
+    UNLABELLED,
+    Geometry,
+    ScanError,
+    Volume,
+    in_hounsfield_units,
+    sample_of,
+)
 
 VERSE_TO_CLASS = {v: v - VERSE_L1 + 1 if VERSE_L1 <= v < VERSE_L1 + 5 else BACKGROUND for v in range(29)}
 VERTEBRA = 99  # in the masks of dataset folders beside VerSe's numbers: a vertebra of unknown level
@@ -25,7 +35,6 @@ SCHEMES = {  # mask value -> class
 }
 GRID_TOLERANCE_VOXELS = 0.1  # headers hold rounded numbers; below half a voxel the nearest neighbour is the same
 OUTSIDE_MAX = 0.01  # share of a mask's labelled voxels that may lie outside its scan
-AIR_HU = -300
 PADDING_MAX, PADDING_SHARE = -1500, 0.9  # air is -1000 HU: lower values, nearly all of them one, mark what has no scan
 
 
@@ -66,8 +75,8 @@ def read_volume(image_path: str | Path, mask_path: str | Path | None = None, *, 
         notes.append(f"CT, but not in Hounsfield units: its values run from {image.min():g} to {image.max():g}, "
                      "expected fat and air below 0; its contrast is set by percentiles, as that of MR")
     if not modality and _like_shifted_ct(image):
-        notes.append("neither its header nor an option says CT or MR, and with no air below -300 it is taken for MR, "
-                     "but its values lie as a CT's do with 1024 added: if it is one, subtract 1024")
+        notes.append(f"neither its header nor an option says CT or MR, and with no air below {AIR_BELOW_HU} it is "
+                     "taken for MR, but its values lie as a CT's do with 1024 added: if it is one, subtract 1024")
     if name is None:
         name = stem(image_path) if image_path.is_file() else image_path.resolve().name
     clicks, doubts = read_clicks(clicks_path, geometry) if clicks_path else (None, ())
@@ -154,7 +163,7 @@ def _like_shifted_ct(image: np.ndarray) -> bool:
     MR, whose tissues differ by more, has not.
     """
     some = sample_of(image) - 1024.0
-    tissue = some[some > AIR_HU]
+    tissue = some[some > AIR_BELOW_HU]
     return tissue.size > 0.2 * some.size and np.count_nonzero(abs(tissue - 75) < 175) > 0.6 * tissue.size
 
 
